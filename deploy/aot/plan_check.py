@@ -1,0 +1,56 @@
+"""Is a memory plan right? Decided by executing the calls on addresses, without looking at lifetimes."""
+
+from __future__ import annotations
+
+from deploy.aot.plan import ALIGNMENT, Plan
+from deploy.graph import Graph
+
+
+def violations(graph: Graph, plan: Plan) -> list[str]:
+    """What is wrong with `plan`, one sentence each; empty where nothing is.
+
+    Every byte of the arena remembers which tensor was written to it last. A call must find all bytes of its inputs as
+    their producer left them, and must not write over its own inputs.
+    """
+    problems = [
+        f"{name} at offset {offset} is not aligned to {ALIGNMENT} bytes"
+        for name, offset in plan.offsets.items()
+        if offset % ALIGNMENT or offset < 0
+    ]
+    owners: list[tuple[int, int, str]] = []  # disjoint pieces: from, to, tensor
+    for number, call in enumerate(graph.calls):
+        reads = _planned(graph, plan, call.inputs)
+        writes = _planned(graph, plan, call.written)
+        for name, (start, stop) in reads.items():
+            held = sum(min(stop, b) - max(start, a) for a, b, owner in owners if owner == name and a < stop and start < b)
+            if held != stop - start:
+                problems.append(f"call {number} ({call.kernel}) reads {name}, of which {stop - start - held} bytes are lost")
+        for name, (start, stop) in writes.items():
+            if stop > plan.arena_bytes:
+                problems.append(f"{name} ends at {stop}, beyond the arena of {plan.arena_bytes} bytes")
+            clashes = [other for other, (a, b) in reads.items() if other != name and a < stop and start < b]
+            clashes += [other for other, (a, b) in writes.items() if other < name and a < stop and start < b]
+            problems += [f"call {number} ({call.kernel}) writes {name} over {other}" for other in clashes]
+            owners = _without(owners, start, stop) + [(start, stop, name)]
+    return problems
+
+
+def _planned(graph: Graph, plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name in names:
+        root = graph.root(name)
+        if root.kind in ("activation", "workspace"):
+            start = plan.offsets[root.name]
+            found[root.name] = (start, start + root.nbytes)
+    return found
+
+
+def _without(owners: list[tuple[int, int, str]], start: int, stop: int) -> list[tuple[int, int, str]]:
+    """The pieces with everything from `start` to `stop` cut out."""
+    kept = []
+    for a, b, owner in owners:
+        if a < min(b, start):
+            kept.append((a, min(b, start), owner))
+        if max(a, stop) < b:
+            kept.append((max(a, stop), b, owner))
+    return kept

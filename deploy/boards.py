@@ -1,0 +1,85 @@
+"""A laboratory's own boards: addresses and meters that belong to no shipped target.
+
+```yaml
+nucleo-1:                      # the name to give to --device
+  target: cortex-m7-nucleo     # optional: only for this target
+  device: {port: /dev/ttyACM0, baud: 115200}    # merged into the target's device; another kind replaces it
+  power: {kind: hwmon, rails: [ina3221/VDD_IN]}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploy import target_parts as parts
+from deploy import yaml_source
+from deploy.errors import InputError
+from deploy.target import Target
+from deploy.yaml_source import Node, Plain
+
+_KEYS = ("target", "device", "power")
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board: what of a target's device and power it overrides, still with its place in the file."""
+
+    name: str
+    target: str | None
+    device: Node | None
+    power: Node | None
+
+    def apply(self, target: Target) -> Target:
+        """Return `target` reached through this board; InputError (`file:line: ...`) when the two do not fit."""
+        if self.target is not None and self.target != target.name:
+            raise InputError(f'board "{self.name}" is a "{self.target}", not a "{target.name}"; use another board')
+        device, power = target.device, target.power
+        if self.device is not None:
+            device = parts.parse_device(_over(self.device, parts.plain_device(device)))
+            self.device.placing(lambda: parts.check_device(target.artifact, device))
+        if self.power is not None:
+            power = parts.parse_power(_over(self.power, parts.plain_power(power)))
+        return replace(target, device=device, power=power)
+
+
+def load_boards(path: Path | str) -> dict[str, Board]:
+    """Return the boards in a file by name; InputError (`file:line: ...`) when it is wrong or cannot be read."""
+    return boards_from_node(yaml_source.load(path))
+
+
+def boards_from_node(node: Node) -> dict[str, Board]:
+    """Return the boards of a parsed file by name. Kinds and option names are checked here, the rest when applied."""
+    return {name: _board(name, entry) for name, entry in node.mapping("boards").items()}
+
+
+def _board(name: str, node: Node) -> Board:
+    entries = node.mapping(f"board {name}", _KEYS)
+    if not set(entries) & {"device", "power"}:
+        raise node.error(f'board {name} has neither "device" nor "power"; it would change nothing')
+    for key, tables in (("device", parts.DEVICES), ("power", parts.POWER)):
+        if key in entries:
+            every_option = {"kind", *(option for table in tables.values() for option in table)}
+            options = entries[key].mapping(f"{key} of board {name}", every_option)
+            if "kind" in options:
+                options["kind"].choice(f"kind of {key}", tables)
+    target = entries["target"].text("target") if "target" in entries else None
+    return Board(name, target, entries.get("device"), entries.get("power"))
+
+
+def _over(node: Node, base: dict[str, Plain]) -> Node:
+    """`node`, a mapping, on top of the target's own options unless it is of another kind."""
+    entries = node.mapping("a board's entry")
+    if "kind" in entries and entries["kind"].value != base["kind"]:
+        return node
+    places = {key: _node(value, node) for key, value in base.items()}
+    return Node({**places, **entries}, node.source, node.line)
+
+
+def _node(value: Plain, place: Node) -> Node:
+    if isinstance(value, list):
+        return Node(tuple(_node(entry, place) for entry in value), place.source, place.line)
+    if isinstance(value, dict):
+        return Node({key: _node(entry, place) for key, entry in value.items()}, place.source, place.line)
+    return Node(value, place.source, place.line)

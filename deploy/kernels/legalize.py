@@ -1,0 +1,101 @@
+"""Relax operators with constant weights → this package's packed kernels.
+
+An operator that no packed kernel computes keeps TVM's own definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+from tvm.ir import Call, GenericConst
+
+from deploy.kernels import compute, packing
+from deploy.kernels.machine import Machine
+
+Legalize = Callable[[relax.BlockBuilder, Call], relax.Expr]
+OUT_ELEMENTWISE_FUSABLE = 4  # tvm::relax::OpPatternKind::kOutEWiseFusable: element-wise work may follow in the kernel
+
+
+def _array(expr: relax.Expr) -> npt.NDArray[np.generic] | None:
+    """The values of a constant, or nothing for a computed tensor."""
+    if isinstance(expr, GenericConst):
+        values: npt.NDArray[np.generic] = expr.value.numpy()
+        return values
+    return None
+
+
+def _is_float(expr: relax.Expr) -> bool:
+    return str(expr.ty.dtype) == "float32"
+
+
+def _upstream(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
+    return call.op.get_attr("FLegalize")(bb, call)
+
+
+def _emit(bb: relax.BlockBuilder, function: Callable[..., object], *args: relax.Expr, **sizes: object) -> relax.Expr:
+    """Call `function(*args, **sizes)` as a kernel that element-wise operators may be fused into."""
+    pattern = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
+    kernel = partial(function, **sizes)
+    return bb.call_te(kernel, *args, primfunc_name_hint=function.__name__, primfunc_attrs=pattern)
+
+
+def _as_hwio(weight: npt.NDArray[np.generic], layout: str, groups: int) -> npt.NDArray[np.generic]:
+    """[KH, KW, CI / groups, CO] from a kernel in another order.
+
+    TFLite's depthwise kernels come as HWOI with O the input channel and I its multiplier.
+    """
+    hwio = weight.transpose([layout.index(axis) for axis in "HWIO"])
+    if groups > 1 and layout == "HWOI":
+        height, width = hwio.shape[:2]
+        return weight.reshape(height, width, 1, -1)
+    return hwio
+
+
+def conv2d(machine: Machine) -> Legalize:
+    """Legalize relax.nn.conv2d in NHWC with one group, or with one group a channel."""
+
+    def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
+        data, attrs = call.args[0], call.attrs
+        weight, groups = _array(call.args[1]), int(attrs.groups)
+        nhwc = attrs.data_layout == "NHWC" and attrs.out_layout in ("", "NHWC")
+        if weight is None or not nhwc or not _is_float(data):
+            return _upstream(bb, call)
+        kernel = _as_hwio(weight, attrs.kernel_layout, groups)
+        channels = int(kernel.shape[3])
+        window = compute.Window(
+            tuple(map(int, attrs.strides)), tuple(map(int, attrs.dilation)), tuple(map(int, attrs.padding))
+        )
+        if groups == 1:
+            lanes = packing.lanes_for(channels, machine.lanes(32))
+            packed = relax.const(packing.pack_channels(kernel, lanes))
+            return _emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
+        if groups == channels == int(data.ty.shape[3]):
+            lanes = packing.dividing_lanes(channels, machine.lanes(32))
+            packed = relax.const(packing.pack_channels(kernel[:, :, 0, :], lanes))
+            return _emit(bb, compute.depthwise, data, packed, channels=channels, window=window)
+        return _upstream(bb, call)
+
+    return legalize
+
+
+def matmul(machine: Machine) -> Legalize:
+    """Legalize relax.matmul with a constant matrix on the right."""
+
+    def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
+        data, weight = call.args[0], _array(call.args[1])
+        if weight is None or weight.ndim != 2 or not _is_float(data) or len(data.ty.shape) < 2:
+            return _upstream(bb, call)
+        channels = int(weight.shape[1])
+        packed = packing.pack_channels(weight, packing.lanes_for(channels, machine.lanes(32)))
+        return _emit(bb, compute.matmul, data, relax.const(packed), channels=channels)
+
+    return legalize
+
+
+def legalizations(machine: Machine) -> dict[str, Legalize]:
+    """What LegalizeOps shall use in place of TVM's own definitions."""
+    return {"relax.nn.conv2d": conv2d(machine), "relax.matmul": matmul(machine)}

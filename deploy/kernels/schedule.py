@@ -1,0 +1,205 @@
+"""How a packed kernel runs: one register block of accumulators, everything else around it.
+
+The innermost loops keep `rows x columns` pixels times `vectors` vectors of channels in registers; each step of the
+reduction loads `vectors` weights and multiplies each with the broadcast activations of the block's pixels (Goto and
+van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). `variants` lists the ways worth trying,
+best guess first: the first is what an untuned build runs, all of them are what the tuner searches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from deploy.kernels.buffers import buffer_bytes
+from deploy.kernels.compute import ROLE
+from deploy.kernels.machine import Machine
+
+REDUCTION_AXIS = 2  # tvm.tirx.IterVar.CommReduce
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A register block, rows x columns of pixels by vectors of channels, and the order of the loops around it.
+
+    weights_outside: a block of weights stays while all pixels pass by; otherwise all weights pass by each block of
+    pixels. pad_rows: the padded input is made for a few rows at a time instead of for the whole image at once.
+    unroll: steps of the reduction written out.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+    weights_outside: bool = True
+    pad_rows: bool = False
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What bounds a variant: pixels of one image, blocks of channels, and bytes that pass through the cache."""
+
+    height: int
+    width: int
+    blocks: int
+    depth: int
+    depthwise: bool
+    padded_bytes: int
+    weight_bytes: int
+
+
+def _blocks_by_role(sch: Schedule) -> dict[str, SBlockRV]:
+    root = sch.get_sblock("root", func_name="main")
+    roles = ((sch.get(block).annotations.get(ROLE), block) for block in sch.get_child_blocks(root))
+    return {str(role): block for role, block in roles if role is not None}
+
+
+def is_packed(func: tirx.PrimFunc) -> bool:
+    """Whether `func` is one of this package's kernels."""
+    return {"accumulate", "unpack"} <= set(_blocks_by_role(Schedule(func)))
+
+
+def problem(func: tirx.PrimFunc) -> Problem:
+    """The sizes of the packed kernel `func`."""
+    sch = Schedule(func)
+    found = _blocks_by_role(sch)
+    block = sch.get(found["accumulate"])
+    data, weight = (region.source for region in block.reads[:2])
+    *pixels, blocks, _lanes = (int(d) for d in block.writes[0].source.ty.shape)
+    depth = prod(int(axis.dom.extent) for axis in block.iter_vars if axis.iter_type == REDUCTION_AXIS)
+    return Problem(
+        height=pixels[-2] if len(pixels) > 1 else 1,
+        width=pixels[-1],
+        blocks=blocks,
+        depth=depth,
+        depthwise=len(weight.ty.shape) == 4,
+        padded_bytes=buffer_bytes(data) if "pad" in found else 0,
+        weight_bytes=buffer_bytes(weight),
+    )
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    return [d for d in range(1, min(number, limit) + 1) if number % d == 0]
+
+
+def _register_blocks(size: Problem, registers: int) -> list[Variant]:
+    """Register blocks that fit, best first.
+
+    A step costs `vectors` loads of weights and `pixels` broadcasts for their product of multiply-adds; a block of
+    fewer than 8 sums cannot hide a multiply-add's latency (4 cycles on 2 ports). A depthwise step loads its
+    activations as vectors, so they need registers too.
+    """
+    room = registers // 2 + 1 if size.depthwise else registers - 2
+    found = [
+        Variant(rows, columns, vectors)
+        for vectors in _divisors(size.blocks, 8)
+        for columns in _divisors(size.width, room)
+        for rows in _divisors(size.height, 4)
+        if rows * columns * vectors + vectors <= room or rows * columns == 1
+    ]
+
+    def cost(block: Variant) -> float:
+        pixels = block.rows * block.columns
+        sums = pixels * block.vectors
+        return max(1.0, 8 / sums) * (1 + (pixels + block.vectors) / sums) + 0.01 * block.rows
+
+    return sorted(found, key=cost)
+
+
+def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Variant]:
+    """The schedules worth trying for the packed kernel `func`, best guess first."""
+    size = problem(func)
+    blocks = _register_blocks(size, machine.registers)
+    inside_first = size.padded_bytes > machine.cache_bytes and size.weight_bytes < machine.cache_bytes
+    orders = [True, False] if not inside_first else [False, True]
+    pads = [size.padded_bytes > machine.cache_bytes]
+    if size.padded_bytes:
+        pads.append(not pads[0])
+    unrolls = [1, 4] if not size.depthwise and size.depth % 4 == 0 else [1]
+    every = [
+        Variant(b.rows, b.columns, b.vectors, order, pad and not order, unroll)
+        for unroll in unrolls
+        for order in orders
+        for pad in pads
+        for b in blocks[: count // 4]
+    ]
+    return list(dict.fromkeys(every))[:count]
+
+
+def _last_block(sch: Schedule, unpack: SBlockRV) -> SBlockRV:
+    """The end of the chain of element-wise blocks behind the accumulation, all before it inlined into it."""
+    block = unpack
+    while consumers := sch.get_consumers(block):
+        sch.compute_inline(block)
+        block = consumers[0]
+    return block
+
+
+def _pixel_and_channel_loops(sch: Schedule, last: SBlockRV, pixel_axes: int) -> tuple[list[LoopRV], LoopRV]:
+    """The last block's loops as exactly `pixel_axes` pixel loops and one channel loop."""
+    shape = [int(axis.dom.extent) for axis in sch.get(last).iter_vars]
+    if pixel_axes < len(shape) - 1:
+        _, height, width, _ = shape  # a pointwise kernel: its accumulator has one axis for all pixels
+        sch.transform_block_layout(last, lambda n, h, w, c: ((n * height + h) * width + w, c))
+    *pixels, channel = sch.get_loops(last)
+    return pixels, channel
+
+
+def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
+    """Schedule the packed kernel in `sch` as `variant` says."""
+    found = _blocks_by_role(sch)
+    accumulate = found["accumulate"]
+    *pixel_shape, _blocks, lanes = (int(d) for d in sch.get(accumulate).writes[0].source.ty.shape)
+    last = _last_block(sch, found["unpack"])
+    pixels, channel = _pixel_and_channel_loops(sch, last, len(pixel_shape))
+    channel_outer, vector, lane = sch.split(channel, [None, variant.vectors, lanes])
+    column_outer, column = sch.split(pixels[-1], [None, variant.columns])
+    outer, inner = list(pixels[:-1]), [column]
+    if outer:
+        outer[-1], row = sch.split(outer[-1], [None, variant.rows])
+        inner = [row, column]
+    around = [channel_outer, *outer, column_outer] if variant.weights_outside else [*outer, column_outer, channel_outer]
+    sch.reorder(*around, *inner, vector, lane)
+    sch.compute_at(accumulate, around[-1], preserve_unit_loops=True)
+    _accumulate(sch, accumulate, len(around), variant.unroll)
+    for loop in [*inner, vector]:
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    if "pad" in found:
+        _pad(sch, found["pad"], outer[-1] if variant.pad_rows else None, machine)
+    if machine.threads > 1:
+        sch.parallel(sch.fuse(*around[: len(outer) + 1] if variant.weights_outside else outer or around[:1]))
+
+
+def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) -> None:
+    """Put the reduction around the register block and start from zero before it."""
+    axes = sch.get(accumulate).iter_vars
+    loops = sch.get_loops(accumulate)[outer:]
+    reduction = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type == REDUCTION_AXIS]
+    spatial = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type != REDUCTION_AXIS]
+    sch.reorder(*reduction, *spatial)
+    for loop in spatial[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(spatial[-1])
+    if unroll > 1:
+        _, step = sch.split(reduction[-1], [None, unroll])
+        sch.unroll(step)
+    sch.decompose_reduction(accumulate, reduction[0])
+
+
+def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, machine: Machine) -> None:
+    """Vectorize the padding over channels; make it row by row under `at`, or all at once."""
+    if at is not None:
+        sch.compute_at(pad, at, preserve_unit_loops=True)
+    *outer, channel = sch.get_loops(pad)
+    extent = int(sch.get(channel).extent)
+    lanes = min(extent & -extent, machine.lanes(32))
+    if lanes > 1:
+        _, inner = sch.split(channel, [None, lanes])
+        sch.vectorize(inner)
+    if machine.threads > 1 and at is None:
+        sch.parallel(sch.fuse(*outer[:2]))

@@ -1,0 +1,213 @@
+"""The report as data. Everything a renderer shows is here; the verdict and the exit code follow from it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from enum import Enum
+
+from deploy.budget import HOW, Check, Verdict
+from deploy.power import EnergyReading
+from deploy.statistics import summarize
+
+SCHEMA_VERSION = 1
+
+
+class Overall(Enum):
+    """The outcome of a run; only PASS gives exit code 0."""
+
+    PASS = "PASS"
+    WRONG_OUTPUT = "WRONG OUTPUT"
+    NOT_VERIFIED = "NOT VERIFIED"
+    MISS = "MISS"
+    NOT_MEASURED = "NOT MEASURED"
+    TOO_NOISY = "TOO NOISY"
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """The device's name and the fingerprint of all that code generation depends on."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model file: name, format ("onnx", "tflite", "pt2") and the SHA-256 of its bytes in hexadecimal."""
+
+    name: str
+    format: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"the SHA-256 {self.sha256[:80]!r} is not 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Memory in bytes; peak_rss_bytes is of a process that only loads and runs the artifact, None if not measured."""
+
+    arena_bytes: int
+    weights_bytes: int
+    library_bytes: int
+    peak_rss_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+
+
+@dataclass(frozen=True)
+class TuningFacts:
+    """How many of the model's tasks have a tuned schedule, trials run this time, and log records used."""
+
+    tasks: int
+    tuned: int
+    trials: int
+    records_used: int
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        if self.tuned > self.tasks:
+            raise ValueError(f"{self.tuned} of {self.tasks} tasks are tuned; it cannot be more than all")
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One tensor against the reference, over all samples: values compared, values that differ at all, largest errors.
+
+    largest_rel is relative to the reference's value; infinite where that is 0, nan where either is not a number.
+    """
+
+    name: str
+    dtype: str
+    count: int
+    differing: int
+    largest_abs: float
+    largest_rel: float
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        if self.differing > self.count:
+            raise ValueError(f"{self.differing} of {self.count} values of {self.name} differ; that is more than all")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison with the source framework.
+
+    reference: what was compared with ("ONNX Runtime 1.27"); tolerance: in words; first_mismatch: the first tensor, in
+    the order of computation, that is out of tolerance, or None.
+    """
+
+    reference: str
+    samples: int
+    passed: bool
+    tolerance: str
+    tensors: tuple[TensorDifference, ...]
+    first_mismatch: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        if self.passed and (self.samples == 0 or not self.tensors):
+            raise ValueError("a verification that compared nothing cannot pass")
+        if self.passed and self.first_mismatch is not None:
+            raise ValueError(f"a verification that passed has no first mismatch, but {self.first_mismatch!r} is given")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one inference in seconds: every sample in the order taken, and what follows from them.
+
+    how: measured, emulated or estimated; reason: why the samples are noisy, or empty.
+    """
+
+    samples_s: tuple[float, ...]
+    median_s: float
+    p90_s: float
+    p99_s: float
+    noisy: bool
+    how: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.how not in HOW:
+            raise ValueError(f"a latency cannot be {self.how!r}; allowed: {', '.join(HOW)}")
+        for value in (*self.samples_s, self.median_s, self.p90_s, self.p99_s):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"a latency of {value!r} s; it must be finite and 0 s or more")
+
+    @classmethod
+    def of(cls, samples_s: Sequence[float], how: str) -> Latency:
+        """Return the latency that samples in seconds show. Raises InputError if there are none."""
+        found = summarize(samples_s)
+        return cls(tuple(samples_s), found.median, found.p90, found.p99, found.noisy, how, found.reason)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found out; None where a step did not run.
+
+    created: UTC, as 2026-01-31T12:00:00Z. versions: of this tool and those it used. operators: how many of each kind.
+    macs: multiply-accumulates of one inference. power: the whole measured run, with the meter's raw samples;
+    energy: one inference (it has no samples of its own).
+    """
+
+    created: str
+    versions: Mapping[str, str]
+    artifact: str
+    target: TargetFacts
+    model: ModelFacts
+    operators: Mapping[str, int]
+    macs: int | None
+    threads: int
+    sizes: Sizes | None
+    tuning: TuningFacts | None
+    verification: Verification | None
+    latency: Latency | None
+    power: EnergyReading | None
+    energy: EnergyReading | None
+    checks: tuple[Check, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        try:
+            datetime.strptime(self.created, "%Y-%m-%dT%H:%M:%SZ")
+        except ValueError:
+            raise ValueError(f"created is {self.created[:80]!r}; a time looks like 2026-01-31T12:00:00Z") from None
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {self.schema_version}; this program writes {SCHEMA_VERSION}")
+        if any(count < 1 for count in self.operators.values()) or self.threads < 1:
+            raise ValueError("an operator that is listed occurs, and a model runs on a thread: both at least once")
+        if self.energy is not None and self.energy.samples:
+            object.__setattr__(self, "energy", replace(self.energy, samples=()))
+
+    @property
+    def verdict(self) -> Overall:
+        """The worst that was found: wrong or unverified output, then the budgets' verdicts."""
+        if self.verification is None:
+            return Overall.NOT_VERIFIED
+        if not self.verification.passed:
+            return Overall.WRONG_OUTPUT
+        found = {check.verdict for check in self.checks}
+        for verdict in (Verdict.MISS, Verdict.NOT_MEASURED, Verdict.TOO_NOISY):
+            if verdict in found:
+                return Overall(verdict.value)
+        return Overall.PASS
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every budget is met and the output verified, else 1."""
+        return 0 if self.verdict is Overall.PASS else 1
+
+
+def _check_counts(facts: Sizes | TuningFacts | TensorDifference | Verification | Report) -> None:
+    for field in fields(facts):
+        value = getattr(facts, field.name)
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{field.name} is {value}; it must be 0 or more")

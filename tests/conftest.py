@@ -1,0 +1,60 @@
+"""What all tests share: a fixed seed, golden files, and an environment that does not leak in."""
+
+import difflib
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+GOLDEN = Path(__file__).parent / "golden"
+# TEST_SEED=RANDOM explores; TEST_SEED=123 repeats what a run with that seed in its header did.
+_REQUESTED = os.environ.get("TEST_SEED", "0")
+SEED = random.SystemRandom().randrange(2**32) if _REQUESTED == "RANDOM" else int(_REQUESTED)
+
+# No deadline: the machine may be busy. Found examples repeat unless the seed is to explore.
+settings.register_profile("deploy", deadline=None, derandomize=_REQUESTED != "RANDOM", print_blob=True)
+settings.load_profile("deploy")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write what the tests get to tests/golden/")
+
+
+def pytest_report_header():
+    return f"seed: {SEED} (TEST_SEED={SEED} repeats it, TEST_SEED=RANDOM explores)"
+
+
+@pytest.fixture(autouse=True)
+def _same_start(monkeypatch):
+    """Seed every random source in use, and hide the caller's terminal settings."""
+    random.seed(SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
+    for name in ("NO_COLOR", "FORCE_COLOR", "CI", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def golden(request):
+    """Return check(name, text): text must be what tests/golden/<name> holds; --update-golden writes it instead."""
+
+    def check(name, text):
+        file = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            return
+        if not file.exists():
+            pytest.fail(f"tests/golden/{name} does not exist; run pytest --update-golden and look at what it wrote")
+        expected = file.read_text(encoding="utf-8")
+        if text != expected:
+            lines = difflib.unified_diff(expected.splitlines(), text.splitlines(), "expected", "got", lineterm="")
+            changes = "\n".join(lines)
+            pytest.fail(f"tests/golden/{name} differs (--update-golden accepts it):\n{changes}", pytrace=False)
+
+    return check

@@ -1,0 +1,1 @@
+"""Tiny models, generated: every test makes the model it needs, nothing is downloaded."""
