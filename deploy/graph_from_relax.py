@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tvm import relax
@@ -11,6 +10,7 @@ from tvm.ir import GenericConst, GlobalVar, IRModule, Op
 
 from deploy.errors import InputError
 from deploy.graph import COPY, Call, Graph, Kind, Tensor
+from deploy.model_spec import unique
 from deploy.relax_import import RelaxModel
 
 Value = str | tuple["Value", ...]  # a tensor's name, or a tuple of such
@@ -80,18 +80,6 @@ def _flat(value: Value) -> list[str]:
     return [value] if isinstance(value, str) else [name for item in value for name in _flat(item)]
 
 
-def _unique(names: Sequence[str], taken: set[str]) -> list[str]:
-    result = []
-    for name in names:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate)
-        result.append(candidate)
-    return result
-
-
 def _deliver(builder: _Builder, results: list[str], names: list[str]) -> None:
     """Let each result live in the output of that name; one that already lives elsewhere for good is copied."""
     for result, name in zip(results, names, strict=True):
@@ -111,8 +99,7 @@ def to_graph(mod: IRModule, model: RelaxModel) -> Graph:
     """
     main = mod["main"]
     builder = _Builder()
-    taken: set[str] = set()
-    inputs = _unique([spec.name for spec in model.inputs], taken)
+    inputs = unique(spec.name for spec in model.inputs)
     for var, name in zip(main.params, inputs, strict=True):
         builder.values[var] = builder.add(var.ty, "input", name)
     for block in main.body.blocks:
@@ -124,6 +111,6 @@ def to_graph(mod: IRModule, model: RelaxModel) -> Graph:
             "replace these operators in the model, or split the model in front of them"
         )
     results = _flat(builder.value(main.body.body))
-    outputs = _unique([spec.name for spec in model.outputs], taken)
+    outputs = unique((spec.name for spec in model.outputs), inputs)
     _deliver(builder, results, outputs)
     return Graph(builder.tensors, tuple(builder.calls), tuple(inputs), tuple(outputs))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import tvm
 from tvm import relax, tirx
-from tvm.ir import IRModule
 
+from deploy import operators
 from deploy.graph import Graph
 from deploy.graph_from_relax import to_graph
 from deploy.kernels.legalize import legalizations
 from deploy.kernels.machine import Machine
 from deploy.relax_import import RelaxModel
-from deploy.relax_rewrite import fold_affine, rewrite_clips, rewrite_unit_transposes
+from deploy.relax_rewrite import fold_affine, rewrite_clips, rewrite_reshapes
 
 LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 
@@ -27,17 +26,7 @@ class LoweredModel:
     graph: Graph
     kernels: dict[str, tirx.PrimFunc]
     operators: dict[str, int]
-
-
-def _operator_counts(mod: IRModule) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-
-    def visit(expr: relax.Expr) -> None:
-        if isinstance(expr, tvm.ir.Call) and isinstance(expr.op, tvm.ir.Op):
-            counts[str(expr.op.name).removeprefix("relax.")] += 1
-
-    relax.analysis.post_order_visit(mod["main"], visit)
-    return dict(sorted(counts.items()))
+    macs: int
 
 
 def _simplify() -> list[tvm.ir.transform.Pass]:
@@ -47,12 +36,13 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
         relax.transform.CanonicalizeBindings(),
         relax.transform.FoldConstant(),
         rewrite_clips(),
+        rewrite_reshapes(),  # ConvertLayout overflows on a negative axis of squeeze
         relax.transform.CanonicalizeBindings(),
         relax.transform.ConvertLayout(LAYOUTS),
         relax.transform.Normalize(),
         relax.transform.CanonicalizeBindings(),
         relax.transform.FoldConstant(),
-        rewrite_unit_transposes(),
+        rewrite_reshapes(),
         fold_affine(),
         relax.transform.EliminateCommonSubexpr(),
         relax.transform.DeadCodeElimination(["main"]),
@@ -84,4 +74,4 @@ def lower(model: RelaxModel, target: tvm.target.Target, machine: Machine) -> Low
     graph = to_graph(mod, model)
     used = {call.kernel for call in graph.calls}
     kernels = {gv.name_hint: f for gv, f in mod.functions.items() if gv.name_hint in used}
-    return LoweredModel(model.name, graph, kernels, _operator_counts(model.mod))
+    return LoweredModel(model.name, graph, kernels, *operators.count(model.mod))

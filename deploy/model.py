@@ -118,8 +118,8 @@ def _from_tflite(data: bytes, name: str, path: str | None, sha256: str, shapes: 
 
 
 def _from_torch(program: Any, name: str, path: str | None, sha256: str, shapes: Shapes) -> SourceModel:
-    payload, inputs, outputs = model_torch.prepare(program, shapes)
-    return _source(name, "torch", path, sha256, (inputs, outputs), payload)
+    model = model_torch.prepare(program, shapes)
+    return _source(name, "torch", path, sha256, (model.inputs, model.outputs), model.functional, model.original)
 
 
 def _source(

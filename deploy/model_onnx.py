@@ -173,7 +173,7 @@ def _read_external(name: str, entries: Mapping[str, str], folder: Path | None, n
     if folder is None:
         raise InputError(f"keeps {where}; load the model from its file, or with its weights inside.")
     parts = Path(location.replace("\\", "/"))
-    if not location or parts.is_absolute() or ".." in parts.parts or "\0" in location or ":" in parts.parts[0]:
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in location or ":" in parts.parts[0]:
         raise InputError(f"keeps {where}; only files inside the model's own folder are read.")
     file = folder / parts
     if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
@@ -255,9 +255,15 @@ def _simplify(model: Any) -> Any:
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return onnxslim.slim(copy, size_threshold=FOLD_LIMIT_BYTES)
+            simplified = onnxslim.slim(copy, size_threshold=FOLD_LIMIT_BYTES)
     except Exception:  # any failure of an optional rewriting: the model itself was found valid, so go on with it
         return model
+    if [value.name for value in simplified.graph.output] != [value.name for value in model.graph.output]:
+        return model
+    inputs = _real_inputs(model)  # inputs that nothing uses are still the caller's to give
+    del simplified.graph.input[:]
+    simplified.graph.input.extend(inputs)
+    return simplified
 
 
 def _input_spec(value: Any) -> TensorSpec:
@@ -276,6 +282,15 @@ def _output_spec(value: Any) -> TensorSpec:
                 f"has an output '{value.name}' whose dimension {axis}{called} depends on the values of the input; "
                 "ahead-of-time code needs fixed sizes, so end the model before that operator."
             )
+    return TensorSpec(value.name, tuple(size for size in dims if isinstance(size, int)), dtype)
+
+
+def value_spec(value: Any) -> TensorSpec | None:
+    """`value` (a ValueInfoProto) as a tensor that a library can return, or None when it is not one."""
+    tensor, dims = value.type.tensor_type, _dims(value)
+    dtype = dtype_name(tensor.elem_type)
+    if dtype is None or not tensor.HasField("shape") or not all(isinstance(size, int) for size in dims):
+        return None
     return TensorSpec(value.name, tuple(size for size in dims if isinstance(size, int)), dtype)
 
 

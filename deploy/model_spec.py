@@ -76,8 +76,8 @@ class SourceModel:
     """A model as its framework wrote it, with static shapes.
 
     `payload` is an `onnx.ModelProto`, the bytes of a TFLite flatbuffer or a `torch.export.ExportedProgram`. `sha256` is
-    the hash of what the user gave. `original` is the model before simplification where there was one (ONNX), so
-    that the reference is the user's model and not our rewriting of it.
+    the hash of what the user gave. `original` is the model before it was simplified (ONNX) or made free of in-place
+    operators (torch), so that the reference is the user's model and not a rewriting of it.
     """
 
     name: str

@@ -76,10 +76,10 @@ def load(
             )
     for tensor in graph.tensors:
         tensor.shapeSignature = None
-    inputs = tuple(_spec(name, graph.tensors[index]) for name, index in by_name.items())
+    inputs = tuple(tensor_spec(name, graph.tensors[index]) for name, index in by_name.items())
     output_names = unique(tensor_name(graph, index) for index in graph.outputs)
     outputs = tuple(
-        _spec(name, graph.tensors[index]) for name, index in zip(output_names, graph.outputs, strict=True)
+        tensor_spec(name, graph.tensors[index]) for name, index in zip(output_names, graph.outputs, strict=True)
     )
     return pack(model), inputs, outputs
 
@@ -99,7 +99,8 @@ def dtype_of(tensor: Any) -> str | None:
     return _TYPE_NAMES.get(names.get(tensor.type, ""))
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
+def tensor_spec(name: str, tensor: Any) -> TensorSpec:
+    """`tensor` of the flatbuffer as an input or output. Raises InputError for a type or quantization that none has."""
     dtype = dtype_of(tensor)
     if dtype is None:
         raise InputError(f"Tensor '{name}' has TFLite type {tensor.type}; allowed are {', '.join(DTYPES)}.")
@@ -181,7 +182,7 @@ def _check_order(model: Any, graph: Any) -> None:
     for index in [*graph.inputs, *graph.outputs]:
         if not 0 <= index < count:
             raise _damaged(f"the graph names tensor {index} of {count}")
-    constant = {i for i, t in enumerate(graph.tensors) if t.isVariable or _has_data(model, t)}
+    constant = {i for i, t in enumerate(graph.tensors) if t.isVariable or has_data(model, t)}
     given = {int(index) for index in graph.inputs}
     if len(given) != len(graph.inputs) or given & constant:
         raise _damaged("an input is named twice or is a constant")
@@ -201,7 +202,8 @@ def _check_order(model: Any, graph: Any) -> None:
         raise _damaged("an output is never written")
 
 
-def _has_data(model: Any, tensor: Any) -> bool:
+def has_data(model: Any, tensor: Any) -> bool:
+    """Whether `tensor` is a constant: its values are in the file."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
 

@@ -17,6 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from deploy.errors import InputError
@@ -62,10 +63,12 @@ def export(module: Any, example_inputs: Sequence[Any] | None) -> Any:
 
     if example_inputs is None:
         raise InputError("is a torch.nn.Module; give example_inputs, a tuple of tensors of the shapes to deploy.")
+    # One tensor given for two inputs would be traced as one input.
+    examples = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in example_inputs)
     modes = {name: part.training for name, part in module.named_modules()}
     try:
         with _quiet(), torch.no_grad():
-            return torch.export.export(module.eval(), tuple(example_inputs))
+            return torch.export.export(module.eval(), examples)
     except Exception as error:  # torch.export's errors have no common class
         raise InputError(f"cannot be exported by torch.export ({one_line(error)}).") from None
     finally:
@@ -73,10 +76,18 @@ def export(module: Any, example_inputs: Sequence[Any] | None) -> Any:
             part.training = modes[name]
 
 
-def prepare(
-    program: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """`program` with static shapes (exported again where `shapes` asks for it), its inputs and its outputs.
+@dataclass(frozen=True)
+class TorchModel:
+    """A loaded program: `functional` has no in-place operators; `original` is as given, with the shapes asked for."""
+
+    functional: Any
+    original: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def prepare(program: Any, shapes: Mapping[str, tuple[int, ...]]) -> TorchModel:
+    """`program` with static shapes (exported again where `shapes` asks for it) and free of in-place operators.
 
     Raises InputError (a sentence without the path) for dynamic dimensions that remain, state that the model changes,
     and inputs or outputs that are not tensors.
@@ -88,10 +99,12 @@ def prepare(
         program = _export_again(program, placeholders, shapes)
         placeholders = _user_inputs(program)
     inputs = tuple(_spec(node.name, node.meta["val"]) for node in placeholders)
-    nodes = _user_outputs(program)
+    functional = _functional(program)
+    _check_signature(functional)  # only here do in-place changes of a buffer or an input show as such
+    nodes = _user_outputs(functional)
     names = unique(node.name for node in nodes)
     outputs = tuple(_spec(name, node.meta["val"]) for name, node in zip(names, nodes, strict=True))
-    return program, inputs, outputs
+    return TorchModel(functional, program, inputs, outputs)
 
 
 def fingerprint(program: Any) -> str:
@@ -182,6 +195,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+def _functional(program: Any) -> Any:
+    try:
+        with _quiet():
+            return program.run_decompositions({})
+    except Exception as error:  # torch.export's errors have no common class
+        raise InputError(f"cannot be made free of in-place operators ({one_line(error)}).") from None
 
 
 def _check_signature(program: Any) -> None:

@@ -101,16 +101,17 @@ def _from_tflite(source: SourceModel) -> Any:
         tensor.name = f"t{index}"
     packed = tflite.Model.GetRootAsModel(model_tflite.pack(model), 0)
     frontend = tflite_frontend.OperatorConverter(packed, packed.Subgraphs(0), tflite_frontend.ExprTable(), None)
-    _refuse(source, (nodes[i] for i, op in enumerate(graph.operators) if not _converts(frontend, graph, op, nodes[i], i)))
+    converts = [_converts(frontend, graph, nodes[index], index) for index in range(len(nodes))]
+    _refuse(source, (node for node, convertible in zip(nodes, converts, strict=True) if not convertible))
     with _explained(source, nodes):
         return tflite_frontend.from_tflite(packed)
 
 
-def _converts(frontend: Any, graph: Any, operator: Any, node: _Node, index: int) -> bool:
+def _converts(frontend: Any, graph: Any, node: _Node, index: int) -> bool:
     """Whether the frontend has the operator, for the kind of quantization it is used with, and it keeps no state."""
     if node.op not in frontend.convert_map or node.op in _TFLITE_STATEFUL:
         return False
-    if any(i >= 0 and graph.tensors[i].isVariable for i in _ports(operator.inputs)):
+    if any(i >= 0 and graph.tensors[i].isVariable for i in _ports(graph.operators[index].inputs)):
         return False
     packed = frontend.subgraph.Operators(index)
     inputs, outputs = frontend.get_input_tensors(packed), frontend.get_output_tensors(packed)
@@ -167,7 +168,7 @@ def _torch_node(node: Any) -> _Node:
 
 
 def _finish(mod: Any, names: Sequence[str]) -> Any:
-    """`main` of `mod` with its parameters called `names`, and without the frontend's notes, which repeat all weights."""
+    """`main` of `mod` with its parameters called `names`, without the frontend's notes, which repeat all weights."""
     import tvm
     from tvm import relax
 

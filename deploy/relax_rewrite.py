@@ -51,19 +51,26 @@ class _Clips(PyExprMutator):  # type: ignore[misc]
 
 
 @mutator
-class _UnitTransposes(PyExprMutator):  # type: ignore[misc]
-    """permute_dims that moves only axes of size one → reshape, which costs nothing."""
+class _Reshapes(PyExprMutator):  # type: ignore[misc]
+    """Whatever only renames axes → reshape, which costs nothing."""
 
     def visit_call_(self, call: Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if op_name(call) != "relax.permute_dims":
-            return call
-        shape = _shape(call.args[0])
-        axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
-        moved = [axis for axis in axes if shape[axis] != 1]
-        if moved != sorted(moved):
-            return call
-        return relax.op.reshape(call.args[0], [shape[axis] for axis in axes])
+        name = op_name(call)
+        if name in ("relax.squeeze", "relax.expand_dims", "relax.flatten"):
+            return relax.op.reshape(call.args[0], _shape(call))
+        if name == "relax.broadcast_to" and _shape(call) == _shape(call.args[0]):
+            return call.args[0]
+        if name == "relax.permute_dims" and _moves_only_units(call):
+            return relax.op.reshape(call.args[0], _shape(call))
+        return call
+
+
+def _moves_only_units(call: Call) -> bool:
+    shape = _shape(call.args[0])
+    axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
+    moved = [axis % len(shape) for axis in axes if shape[axis] != 1]
+    return moved == sorted(moved)
 
 
 def _per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.Pass:
@@ -80,9 +87,9 @@ def rewrite_clips() -> tvm.ir.transform.Pass:
     return _per_function(_Clips, "RewriteClips")
 
 
-def rewrite_unit_transposes() -> tvm.ir.transform.Pass:
-    """Pass: relax.permute_dims of unit axes → relax.reshape."""
-    return _per_function(_UnitTransposes, "RewriteUnitTransposes")
+def rewrite_reshapes() -> tvm.ir.transform.Pass:
+    """Pass: squeeze, expand_dims, flatten and transposes of unit axes → relax.reshape."""
+    return _per_function(_Reshapes, "RewriteReshapes")
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ class PowerSpec(_Kinded):
     """Where power readings come from, with the options of POWER[kind].
 
     "auto" tries RAPL, then hwmon, then the estimate that `active` states (if it does); "estimate" takes `active` (and
-    `idle`) at their word, and every reading says so. `root` is where sysfs is (/sys), `rails` the hwmon sensors to add up.
+    `idle`) at their word, and every reading says so. `root` is where sysfs is mounted, `rails` are the hwmon sensors to
+    add up.
     """
 
     def __post_init__(self) -> None:

@@ -163,12 +163,13 @@ def test_yaml_forms() -> None:
         ),
         (
             "ram: 1 KiB\nlatency:\n  p95: 50 ms",
-            't.yaml:3: unknown key "p95" in the budget of latency; allowed: accept, median, p90, p99; did you mean "p99"?',
+            't.yaml:3: unknown key "p95" in the budget of latency; allowed: accept, median, p90, p99; '
+            'did you mean "p99"?',
         ),
         (
             "latncy: 1 s",
-            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, energy, flash, latency, power, ram, '
-            'size, weights; did you mean "latency"?',
+            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, energy, flash, latency, power, '
+            'ram, size, weights; did you mean "latency"?',
         ),
         ("size: 1 B\nflash: 1 B", "t.yaml:2: budgets limits flash twice (size and flash are the same); keep one"),
         ("energy: {accept: estimated}", "t.yaml:1: the budget of energy has no limit; write for example {max: 10 mJ}"),

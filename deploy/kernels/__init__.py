@@ -1,1 +1,1 @@
-"""Convolution and matrix product as packed, register-blocked loops: what they compute and how they are scheduled."""
+"""Kernels: what they compute, how they are scheduled, and how they become plain C functions."""

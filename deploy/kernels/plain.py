@@ -1,7 +1,8 @@
 """Scheduled PrimFunc → plain C function: pointers in, no packed arguments, no allocation, no TVM runtime.
 
-`void kernel(const float *x, const float *w, float *y, uint8_t *workspace_0)`: the parameters of the PrimFunc in
-order, then one pointer for every intermediate buffer too large for the stack.
+`int32_t kernel(const float *x, const float *w, float *y, float *workspace_0)`: the parameters of the PrimFunc in
+order, then one pointer for every intermediate buffer too large for the stack. It returns 0; a parallel loop that
+could not be launched returns what the launcher returned.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def _pointer(name: str, dtype: str) -> Var:
 
 
 def _with_pointer_parameters(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Take the address of each buffer instead of the buffer."""
+    """Take the address of each buffer instead of the buffer, and return a status."""
     pointers = [_pointer(f"{buffer.name}_ptr", str(buffer.ty.dtype)) for buffer in func.params]
     declared = [tirx.DeclBuffer(b, data=p) for b, p in zip(func.params, pointers, strict=True)]
-    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, func.body]), func.ret_type, func.attrs)
+    success = tirx.Return(tirx.const(0, "int32"))
+    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, func.body, success]), PrimType("int32"), func.attrs)
 
 
 def _allocations(body: tirx.Stmt) -> list[tirx.Buffer]:

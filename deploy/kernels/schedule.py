@@ -19,7 +19,8 @@ from deploy.kernels.buffers import buffer_bytes
 from deploy.kernels.compute import ROLE
 from deploy.kernels.machine import Machine
 
-REDUCTION_AXIS = 2  # tvm.tirx.IterVar.CommReduce
+REDUCTION_AXIS = tirx.IterVar.CommReduce
+PARALLEL_MACS = 200_000  # a smaller kernel is done before a second thread has started
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Problem:
     blocks: int
     depth: int
     depthwise: bool
+    macs: int
     padded_bytes: int
     weight_bytes: int
 
@@ -77,6 +79,7 @@ def problem(func: tirx.PrimFunc) -> Problem:
         blocks=blocks,
         depth=depth,
         depthwise=len(weight.ty.shape) == 4,
+        macs=depth * prod(int(d) for d in block.writes[0].source.ty.shape),
         padded_bytes=buffer_bytes(data) if "pad" in found else 0,
         weight_bytes=buffer_bytes(weight),
     )
@@ -151,6 +154,7 @@ def _pixel_and_channel_loops(sch: Schedule, last: SBlockRV, pixel_axes: int) -> 
 
 def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     """Schedule the packed kernel in `sch` as `variant` says."""
+    threads = machine.threads if problem(sch.mod["main"]).macs >= PARALLEL_MACS else 1
     found = _blocks_by_role(sch)
     accumulate = found["accumulate"]
     *pixel_shape, _blocks, lanes = (int(d) for d in sch.get(accumulate).writes[0].source.ty.shape)
@@ -165,18 +169,19 @@ def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     around = [channel_outer, *outer, column_outer] if variant.weights_outside else [*outer, column_outer, channel_outer]
     sch.reorder(*around, *inner, vector, lane)
     sch.compute_at(accumulate, around[-1], preserve_unit_loops=True)
-    _accumulate(sch, accumulate, len(around), variant.unroll)
+    reduction = _accumulate(sch, accumulate, len(around), variant.unroll)
     for loop in [*inner, vector]:
         sch.unroll(loop)
     sch.vectorize(lane)
     if "pad" in found:
-        _pad(sch, found["pad"], outer[-1] if variant.pad_rows else None, machine)
-    if machine.threads > 1:
+        _pad(sch, found["pad"], outer[-1] if variant.pad_rows else None, machine.lanes(32), threads)
+    if threads > 1:
         sch.parallel(sch.fuse(*around[: len(outer) + 1] if variant.weights_outside else outer or around[:1]))
+    sch.decompose_reduction(accumulate, reduction)
 
 
-def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) -> None:
-    """Put the reduction around the register block and start from zero before it."""
+def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) -> LoopRV:
+    """Put the reduction around the register block; its outermost loop."""
     axes = sch.get(accumulate).iter_vars
     loops = sch.get_loops(accumulate)[outer:]
     reduction = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type == REDUCTION_AXIS]
@@ -188,18 +193,18 @@ def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) ->
     if unroll > 1:
         _, step = sch.split(reduction[-1], [None, unroll])
         sch.unroll(step)
-    sch.decompose_reduction(accumulate, reduction[0])
+    return reduction[0]
 
 
-def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, machine: Machine) -> None:
+def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, vector_lanes: int, threads: int) -> None:
     """Vectorize the padding over channels; make it row by row under `at`, or all at once."""
     if at is not None:
         sch.compute_at(pad, at, preserve_unit_loops=True)
     *outer, channel = sch.get_loops(pad)
     extent = int(sch.get(channel).extent)
-    lanes = min(extent & -extent, machine.lanes(32))
+    lanes = min(extent & -extent, vector_lanes)
     if lanes > 1:
         _, inner = sch.split(channel, [None, lanes])
         sch.vectorize(inner)
-    if machine.threads > 1 and at is None:
+    if threads > 1 and at is None:
         sch.parallel(sch.fuse(*outer[:2]))

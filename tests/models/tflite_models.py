@@ -9,7 +9,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 Builtin = schema.BuiltinOperator
-FLOAT32, INT32, UINT8, INT64, INT8 = (getattr(schema.TensorType, n) for n in ("FLOAT32", "INT32", "UINT8", "INT64", "INT8"))
+FLOAT32, INT32, UINT8, INT64, INT8 = (
+    getattr(schema.TensorType, n) for n in ("FLOAT32", "INT32", "UINT8", "INT64", "INT8")
+)
 TYPES = {"float32": FLOAT32, "int32": INT32, "uint8": UINT8, "int64": INT64, "int8": INT8}
 RELU = schema.ActivationFunctionType.RELU
 
@@ -52,7 +54,9 @@ class Builder:
         self.tensors.append(t)
         return len(self.tensors) - 1
 
-    def op(self, code: int, inputs: list[int], outputs: list[int], options: Any = None, custom: str | None = None) -> None:
+    def op(
+        self, code: int, inputs: list[int], outputs: list[int], options: Any = None, custom: str | None = None
+    ) -> None:
         c = schema.OperatorCodeT()
         c.builtinCode, c.deprecatedBuiltinCode, c.version, c.customCode = code, min(code, 127), 1, custom
         self.codes.append(c)
@@ -98,15 +102,36 @@ def conv_net(signature: tuple[int, ...] | None = None, second_output: bool = Fal
     bias = b.tensor("b", (4,), data=rng.standard_normal(4))
     c = b.tensor("conv", (1, 8, 8, 4))
     same = schema.Padding.SAME
-    b.op(Builtin.CONV_2D, [x, w, bias], [c], options(
-        schema.Conv2DOptionsT, padding=same, strideW=1, strideH=1, fusedActivationFunction=RELU))
+    b.op(
+        Builtin.CONV_2D,
+        [x, w, bias],
+        [c],
+        options(schema.Conv2DOptionsT, padding=same, strideW=1, strideH=1, fusedActivationFunction=RELU),
+    )
     dw = b.tensor("dw", (1, 3, 3, 4), data=rng.standard_normal((1, 3, 3, 4)))
     d = b.tensor("depthwise", (1, 8, 8, 4))
-    b.op(Builtin.DEPTHWISE_CONV_2D, [c, dw, bias], [d], options(
-        schema.DepthwiseConv2DOptionsT, padding=same, strideW=1, strideH=1, depthMultiplier=1, fusedActivationFunction=RELU))
+    b.op(
+        Builtin.DEPTHWISE_CONV_2D,
+        [c, dw, bias],
+        [d],
+        options(
+            schema.DepthwiseConv2DOptionsT,
+            padding=same,
+            strideW=1,
+            strideH=1,
+            depthMultiplier=1,
+            fusedActivationFunction=RELU,
+        ),
+    )
     p = b.tensor("pool", (1, 1, 1, 4))
-    b.op(Builtin.AVERAGE_POOL_2D, [d], [p], options(
-        schema.Pool2DOptionsT, padding=schema.Padding.VALID, strideW=8, strideH=8, filterWidth=8, filterHeight=8))
+    b.op(
+        Builtin.AVERAGE_POOL_2D,
+        [d],
+        [p],
+        options(
+            schema.Pool2DOptionsT, padding=schema.Padding.VALID, strideW=8, strideH=8, filterWidth=8, filterHeight=8
+        ),
+    )
     shape = b.tensor("shape", (2,), "int32", data=np.array([1, 4]))
     r = b.tensor("flat", (1, 4))
     b.op(Builtin.RESHAPE, [p, shape], [r], options(schema.ReshapeOptionsT, newShape=[1, 4]))
@@ -150,3 +175,13 @@ def unsupported() -> bytes:
     b.op(Builtin.CUSTOM, [c], [d], custom="Wobble")
     b.op(Builtin.SKIP_GRAM, [d], [e])
     return pack(b.model([x], [e]))
+
+
+def dynamic_range() -> bytes:
+    """A float dense layer with int8 weights, as dynamic-range quantization leaves it."""
+    b = Builder()
+    x = b.tensor("x", (1, 4))
+    w = b.tensor("w", (3, 4), "int8", data=np.arange(-6, 6).reshape(3, 4), scale=0.02)
+    y = b.tensor("y", (1, 3))
+    b.op(Builtin.FULLY_CONNECTED, [x, w, -1], [y], options(schema.FullyConnectedOptionsT))
+    return pack(b.model([x], [y]))

@@ -1,0 +1,131 @@
+"""LoweredModel → a folder with the library, its header, its C sources and an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from tvm import tirx
+from tvm.target import Target as TvmTarget
+
+from deploy import shell
+from deploy.aot import emit
+from deploy.aot.plan import Plan, lifetimes, plan
+from deploy.aot.plan_check import violations
+from deploy.aot.weights import pack_weights
+from deploy.errors import ToolError
+from deploy.graph import COPY, Call, Graph, Tensor
+from deploy.kernels.plain import PlainKernel, build_object, to_plain
+from deploy.lower import LoweredModel
+from deploy.model_spec import TensorSpec
+from deploy.target import Target
+
+LIBRARY = "libmodel.so"
+COMPILE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes: the arena, what a perfect arena would need, the weights, and the stripped library."""
+
+    arena_bytes: int
+    arena_bound_bytes: int
+    weight_bytes: int
+    library_bytes: int
+
+
+def _with_workspaces(graph: Graph, kernels: Mapping[str, PlainKernel]) -> Graph:
+    """The graph with the memory that each kernel asks for besides its results."""
+    tensors, calls = dict(graph.tensors), []
+    for number, call in enumerate(graph.calls):
+        sizes = kernels[call.kernel].workspace_bytes if call.kernel != COPY else ()
+        names = tuple(f"w{number}_{i}" for i in range(len(sizes)))
+        for name, size in zip(names, sizes, strict=True):
+            tensors[name] = Tensor(name, (size,), "uint8", "workspace")
+        calls.append(Call(call.kernel, call.inputs, call.outputs, names))
+    return replace(graph, tensors=tensors, calls=tuple(calls))
+
+
+def _checked_plan(graph: Graph) -> Plan:
+    result = plan(lifetimes(graph))
+    if wrong := violations(graph, result):
+        raise ToolError(f"the memory plan is wrong, which is a bug of tvm-deploy: {wrong[0]}")
+    return result
+
+
+def _compiler(target: Target) -> list[str]:
+    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    return [target.toolchain.cc, *target.toolchain.cflags, *flags]
+
+
+def _cc(command: list[str], folder: Path) -> None:
+    shell.run(command, timeout_s=COMPILE_TIMEOUT_S, cwd=folder, package="build-essential")
+
+
+def _write_sources(folder: Path, layout: emit.Layout, weights: bytes) -> None:
+    source = folder / "src"
+    source.mkdir()
+    for name in ("tvm_deploy.h",):
+        (folder / name).write_bytes(files("deploy.aot").joinpath("c", name).read_bytes())
+    for name in ("tvm_ffi.c", *(["pool.c"] if layout.threads > 1 else [])):
+        (source / name).write_bytes(files("deploy.aot").joinpath("c", name).read_bytes())
+    (folder / "model.h").write_text(emit.header(layout))
+    (folder / "model_example.c").write_text(emit.example(layout))
+    (source / "model.c").write_text(emit.source(layout))
+    (source / "weights.bin").write_bytes(weights)
+    (source / "weights.S").write_text(emit.weights_assembly(layout.prefix, "weights.bin"))
+    (source / "exports.map").write_text(emit.exports(layout.prefix))
+
+
+def _link(folder: Path, layout: emit.Layout, target: Target) -> None:
+    """Compile the C sources and link the shared library; undefined symbols are an error."""
+    from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
+
+    source, compiler = folder / "src", [*_compiler(target), "-I.."]
+    inputs = len(layout.inputs)
+    counts = [f"-DMODEL={layout.prefix}", f"-DMODEL_TENSORS={inputs + len(layout.outputs)}", f"-DMODEL_INPUTS={inputs}"]
+    ffi = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
+    _cc([*compiler, "-c", "model.c", "-o", "model.o"], source)
+    _cc([*compiler, "-c", "weights.S", "-o", "weights.o"], source)
+    _cc([*compiler, *counts, *ffi, "-c", "tvm_ffi.c", "-o", "tvm_ffi.o"], source)
+    objects = ["model.o", "weights.o", "tvm_ffi.o", "kernels.o"]
+    if layout.threads > 1:
+        _cc([*compiler, f"-DPOOL_THREADS={layout.threads}", "-c", "pool.c", "-o", "pool.o"], source)
+        objects.append("pool.o")
+    linking = ["-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,defs", "-Wl,--gc-sections", f"-Wl,-soname,{LIBRARY}"]
+    libraries = ["-lm", *(["-lpthread"] if layout.threads > 1 else [])]
+    script = "-Wl,--version-script=exports.map"
+    flags = list(target.toolchain.ldflags)
+    _cc([target.toolchain.cc, *linking, script, *objects, *flags, *libraries, "-o", f"../{LIBRARY}"], source)
+    for name in objects:
+        if name != "kernels.o":
+            (source / name).unlink()
+
+
+def build(
+    model: LoweredModel,
+    scheduled: Mapping[str, tirx.PrimFunc],
+    ends: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+    target: Target,
+    prefix: str,
+    folder: Path,
+) -> tuple[Graph, Plan, Sizes]:
+    """Compile `scheduled` kernels and the model's call sequence into `folder`, which exists and is empty.
+
+    Raises ToolError where a compiler is missing or fails.
+    """
+    tvm_target = TvmTarget(target.tvm)
+    kernels = {name: to_plain(func, emit.kernel_symbol(prefix, name), tvm_target) for name, func in scheduled.items()}
+    graph = _with_workspaces(model.graph, kernels)
+    memory, weights = _checked_plan(graph), pack_weights(graph)
+    title = f"{model.name} for {target.name}".replace("*/", "* /").replace("\\", "/")
+    layout = emit.Layout(
+        prefix, title, graph, memory, weights.offsets, len(weights.data), ends[0], ends[1], target.threads
+    )
+    _write_sources(folder, layout, weights.data)
+    build_object(list(kernels.values()), tvm_target, str(folder / "src" / "kernels.o"))
+    _link(folder, layout, target)
+    library_bytes = (folder / LIBRARY).stat().st_size
+    return graph, memory, Sizes(memory.arena_bytes, memory.bound_bytes, len(weights.data), library_bytes)

@@ -1,0 +1,110 @@
+"""SourceModel → Artifact: import, lower, schedule, compile, written as one folder that appears at once or not at all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.target import Target as TvmTarget
+
+from deploy import files
+from deploy.aot import build as aot
+from deploy.artifact import MANIFEST, Artifact, file_hashes, manifest_text, spec_facts
+from deploy.kernels.default import default_schedule
+from deploy.kernels.machine import Machine
+from deploy.lower import LoweredModel, lower
+from deploy.model_spec import SourceModel
+from deploy.relax_import import import_model
+from deploy.target import Target
+
+TOOLS = ("apache-tvm", "torch", "onnx", "onnxruntime", "ai-edge-litert", "xgboost-cpu", "numpy")
+
+
+class Schedules(Protocol):
+    """Where tuned schedules come from."""
+
+    def find(self, func: tirx.PrimFunc) -> Schedule | None:
+        """The best known schedule of exactly this kernel, or nothing."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Every kernel with a schedule, and the names of those whose schedule was found by tuning."""
+
+    kernels: dict[str, tirx.PrimFunc]
+    tuned: tuple[str, ...]
+
+
+def machine_for(target: Target) -> Machine:
+    """What schedules have to know of the target's processor."""
+    wide_file = target.vector_bits >= 512 or target.architecture in ("aarch64", "riscv64")
+    return Machine(target.vector_bits, registers=32 if wide_file else 16, threads=target.threads)
+
+
+def lower_for(source: SourceModel, target: Target) -> LoweredModel:
+    """Import and lower a model for a target. Raises InputError for what cannot be compiled."""
+    return lower(import_model(source), TvmTarget(target.tvm), machine_for(target))
+
+
+def schedule_all(model: LoweredModel, target: Target, schedules: Schedules | None) -> Scheduled:
+    """A schedule for every kernel: the best that was found by tuning, else the default."""
+    machine = machine_for(target)
+    kernels, tuned = {}, []
+    for name, func in model.kernels.items():
+        found = schedules.find(func) if schedules is not None else None
+        if found is not None:
+            tuned.append(name)
+        kernels[name] = (found or default_schedule(func, machine)).mod["main"]
+    return Scheduled(kernels, tuple(tuned))
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of this program, Python and the libraries whose behaviour shapes the result."""
+    return {"tvm-deploy": version("tvm-deploy"), "python": platform.python_version(), **{t: version(t) for t in TOOLS}}
+
+
+def _facts(source: SourceModel, model: LoweredModel, target: Target, scheduled: Scheduled) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "prefix": source.c_name,
+        "library": aot.LIBRARY,
+        "arena_alignment": 64,
+        "model": {"name": source.name, "format": source.format, "sha256": source.sha256},
+        "target": {"name": target.name, "fingerprint": target.fingerprint(), "tvm": target.tvm},
+        "threads": target.threads,
+        "inputs": spec_facts(source.inputs),
+        "outputs": spec_facts(source.outputs),
+        "operators": model.operators,
+        "macs": model.macs,
+        "kernels": {"count": len(scheduled.kernels), "tuned": sorted(scheduled.tuned)},
+        "versions": tool_versions(),
+    }
+
+
+def build(source: SourceModel, target: Target, out: Path, schedules: Schedules | None = None) -> Artifact:
+    """Compile `source` for `target` into the folder `out`.
+
+    Raises InputError for a model that cannot be compiled or a folder that cannot be written, ToolError for a compiler.
+    """
+    model = lower_for(source, target)
+    scheduled = schedule_all(model, target, schedules)
+    facts: Mapping[str, Any] = _facts(source, model, target, scheduled)
+    with files.atomic_directory(out, marker=MANIFEST) as folder:
+        graph, plan, sizes = aot.build(
+            model, scheduled.kernels, (source.inputs, source.outputs), target, source.c_name, folder
+        )
+        facts = {
+            **facts,
+            "sizes": asdict(sizes),
+            "memory_plan": {name: [offset, graph.tensors[name].nbytes] for name, offset in plan.offsets.items()},
+            "calls": [call.kernel for call in graph.calls],
+            "files": file_hashes(folder),
+        }
+        (folder / MANIFEST).write_text(manifest_text(facts))
+    return Artifact(out, facts)
