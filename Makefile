@@ -69,6 +69,8 @@ $(VENV)/.installed-test: $(VENV)/.installed-base
 	@touch $@
 
 system:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@command -v cc >/dev/null && $(PYTHON) -c 'import ensurepip' 2>/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing $(APT_PACKAGES)" >&2; \
@@ -78,6 +80,3 @@ system:
 	    echo "A C compiler (cc) and Python's venv are needed. Debian and Ubuntu: sudo apt-get install $(APT_PACKAGES)" >&2; \
 	    exit 1; \
 	fi
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
-	    exit 1; }

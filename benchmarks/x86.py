@@ -127,11 +127,11 @@ def run_model(path: Path, options: argparse.Namespace) -> ModelResult:
 
 def compile_both(source: Any, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Artifact folders of the model with default and with tuned schedules, by contender. Raises DeployError."""
-    from deploy import pipeline
+    from deploy import compile, pipeline
     from deploy.targets import load_target
 
     target = replace(load_target(options.target), threads=options.threads)
-    untuned = pipeline.build(source, target, out=folder / "untuned", trials=0, tuned=False)
+    untuned = compile.build(source, target, folder / "untuned")  # without schedules from records of earlier tuning
     tuned = pipeline.build(source, target, out=folder / "tuned", trials=options.trials)
     return {"untuned": untuned.path, "tuned": tuned.path}
 
@@ -221,16 +221,10 @@ def _model_as_json(result: ModelResult) -> dict[str, Any]:
 
 
 def _load_own(artifact: Path, inputs: Sequence[Array]) -> Prepared:
-    import deploy
+    from deploy.runtime import load
 
-    loaded = deploy.load(artifact)
-
-    def outputs() -> list[Array]:
-        result = loaded(*inputs)
-        return list(result) if isinstance(result, tuple | list) else [result]
-
-    outputs()  # puts the inputs in place, for run_prepared
-    return Prepared(loaded.run_prepared, outputs)
+    placed = load(artifact).prepare(*inputs)
+    return Prepared(placed.run, lambda: list(placed.outputs))
 
 
 @contextmanager

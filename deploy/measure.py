@@ -119,7 +119,7 @@ def combine(runs: Sequence[DeviceRun], library_bytes: int) -> Measurement:
     first = runs[0]
     rounds = tuple(run.samples_s for run in runs)
     used = choose_rounds(rounds)
-    energy, above_idle = energy_of(first)
+    power, energy, above_idle = energy_of(first)
     peaks = [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None]
     return Measurement(
         how=first.how,
@@ -134,7 +134,7 @@ def combine(runs: Sequence[DeviceRun], library_bytes: int) -> Measurement:
         library_bytes=library_bytes,
         peak_rss_bytes=max(peaks, default=None),
         baseline_rss_bytes=first.baseline_rss_bytes,
-        power=first.energy,
+        power=power,
         energy=energy,
         energy_above_idle=above_idle,
         conditions=tuple(run.conditions for run in runs),
@@ -144,25 +144,28 @@ def combine(runs: Sequence[DeviceRun], library_bytes: int) -> Measurement:
 def choose_rounds(rounds: Sequence[Sequence[float]]) -> tuple[int, ...]:
     """Return the rounds to draw conclusions from: the last one if it is not noisy, else all of them.
 
-    Measuring stops at the first round that is not noisy. To pick the best of several noisy ones would be to report luck.
+    Measuring stops at the first round that is not noisy. To pick the best of several noisy ones would report luck.
     """
     last = len(rounds) - 1
     return tuple(range(len(rounds))) if summarize(rounds[last]).noisy else (last,)
 
 
-def energy_of(run: DeviceRun) -> tuple[EnergyReading | None, EnergyReading | None]:
-    """Return the energy of one inference, all of it and what is above idle; None when it was not asked for."""
-    if run.energy is None:
-        return None, None
-    if not run.energy.complete:
-        return run.energy, run.energy
-    share = run.energy_busy_s / run.energy.seconds if run.energy.seconds > 0 else 0.0
-    if run.energy_inferences < 1 or share < _BUSY_SHARE:
+def energy_of(run: DeviceRun) -> tuple[EnergyReading | None, EnergyReading | None, EnergyReading | None]:
+    """Return the whole reading, and that of one inference: all of it and what is above idle; None if not asked for.
+
+    All three are not complete when the model ran for too little of the metered time: the power would be too low.
+    """
+    whole = run.energy
+    if whole is None:
+        return None, None, None
+    share = run.energy_busy_s / whole.seconds if whole.seconds > 0 else 0.0
+    if whole.complete and (run.energy_inferences < 1 or share < _BUSY_SHARE):
         reason = f"the model ran for only {share:.0%} of the metered time; meter it for longer"
-        doubtful = replace(run.energy, joules=None, reason=reason)
-        return doubtful, doubtful
-    above = per_inference(run.energy, run.energy_inferences, run.idle) if run.idle is not None else None
-    return per_inference(run.energy, run.energy_inferences), above
+        whole = replace(whole, joules=None, reason=reason)
+    if not whole.complete:
+        return whole, whole, whole
+    above = None if run.idle is None else per_inference(whole, run.energy_inferences, run.idle)
+    return whole, per_inference(whole, run.energy_inferences), above
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Sequence[Sequence[NDArray[Any]]]) -> None:

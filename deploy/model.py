@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +91,8 @@ def _read(file: Path) -> bytes:
     if file.is_dir():
         raise InputError(f"Model {file} is a folder; give the path of an .onnx, .tflite or .pt2 file.")
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise InputError(f"Model {file} is not a regular file; give the path of an .onnx, .tflite or .pt2 file.")
         data = file.read_bytes()
     except FileNotFoundError:
         raise InputError(f"Model {file} does not exist; check the path.") from None

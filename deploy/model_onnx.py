@@ -94,9 +94,7 @@ def dtype_name(elem_type: int) -> str | None:
 
 def tensors(model: Any) -> Iterator[Any]:
     """Every TensorProto in `model`: initializers and attributes, also in subgraphs and functions."""
-    stack = [model.graph]
-    for function in model.functions:
-        stack.append(function)
+    stack = [model.graph, *model.functions]
     while stack:
         graph = stack.pop()
         if hasattr(graph, "initializer"):

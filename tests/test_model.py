@@ -195,6 +195,7 @@ def test_shape_flag_mistakes(files: Path, name: str) -> None:
 def test_no_such_file_folder_empty_unreadable(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "missing.onnx")
     assert "is a folder" in refused(tmp_path)
+    assert "is not a regular file" in refused(Path("/dev/zero"))
     assert "is empty" in refused(tmp_path / "empty.tflite", b"")
     locked = tmp_path / "locked.onnx"
     locked.write_bytes(b"x")

@@ -64,7 +64,7 @@ def operators(model: RelaxModel) -> list[str]:
 def test_onnx_becomes_plain_relax() -> None:
     model = import_model(from_object(onnx_models.conv_net(1), "net"))
     main = model.mod["main"]
-    assert [param.name_hint for param in main.params] == ["input_1"]
+    assert [param.name for param in main.params] == ["input_1"]
     assert model.inputs[0].name == "input.1"
     assert dict(main.attrs) == {"global_symbol": "main"}
     # onnxslim folds the batch norm and the computed shape
@@ -76,7 +76,7 @@ def test_onnx_becomes_plain_relax() -> None:
 def test_tflite_becomes_plain_relax(tmp_path: Path) -> None:
     model = import_model(tflite(tmp_path, tflite_models.conv_net(second_output=True)))
     main = model.mod["main"]
-    assert [param.name_hint for param in main.params] == ["x_0"]
+    assert [param.name for param in main.params] == ["x_0"]
     assert dict(main.attrs) == {"global_symbol": "main"}
     assert operators(model).count("relax.nn.conv2d") == 2
     assert [spec.name for spec in model.outputs] == ["y", "logits"]
@@ -85,7 +85,7 @@ def test_tflite_becomes_plain_relax(tmp_path: Path) -> None:
 
 def test_inputs_keep_their_order_types_and_get_c_names() -> None:
     model = import_model(from_object(onnx_models.subtract(), "net"))
-    assert [param.name_hint for param in model.mod["main"].params] == ["b", "a", "unused"]
+    assert [param.name for param in model.mod["main"].params] == ["b", "a", "unused"]
     assert [str(param.ty.dtype) for param in model.mod["main"].params] == ["int32"] * 3
     assert [(spec.name, spec.dtype) for spec in model.outputs] == [("d", "int32"), ("less", "bool")]
 

@@ -30,8 +30,8 @@ from deploy.shell import exit_words
 
 _OUTSIDE = 105  # the program's status for "wrote past the end"
 _SIGNAL_WORDS = {
-    signal.SIGILL: "the library uses an instruction that this CPU does not have (SIGILL): compile it for a target whose "
-    "mcpu and mattr this CPU supports",
+    signal.SIGILL: "the library uses an instruction that this CPU does not have (SIGILL): compile it for a target "
+    "whose mcpu and mattr this CPU supports",
     signal.SIGSEGV: "the library crashed: it used memory that is not its own (SIGSEGV)",
     signal.SIGBUS: "the library crashed (SIGBUS): the file may be truncated; compile it again",
     signal.SIGFPE: "the library crashed on an impossible division (SIGFPE)",
@@ -142,7 +142,7 @@ def decode(stdout: str, returncode: int) -> Answer:
         raise DeviceError(_failure(status, str(answer.get("error", exit_words(returncode)))[:2000]))
     try:
         return _answer(answer)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DeviceError(
             f"the measuring program's result is not as expected ({type(error).__name__}: {error}): "
             "it may be of another version; build it again"

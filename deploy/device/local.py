@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -83,33 +83,21 @@ class LocalDevice:
         cpus = choose_cpus(self._threads, os.sched_getaffinity(0), self._sysfs) if self._pin else ()
         base = bench.command(self._program, str(_existing(library)), prefix, cpus)
         load = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory(dir=self._work, ignore_cleanup_errors=True) as folder:
+        with (
+            _disk_errors("the model's inputs and outputs"),
+            tempfile.TemporaryDirectory(dir=self._work, ignore_cleanup_errors=True) as folder,
+        ):
             answer, arrays = _run_samples(base, inputs, outputs, plan, Path(folder))
-        conditions = {"load_average": load, "clock_ns": answer.clock_s * 1e9, **read_conditions(cpus, self._sysfs)}
-        found = DeviceRun(
-            outputs=arrays,
-            samples_s=answer.samples_s,
-            how="measured",
-            batch=answer.batch,
-            inferences=answer.inferences,
-            arena_bytes=answer.arena_bytes,
-            weight_bytes=answer.weight_bytes,
-            threads=answer.threads,
-            peak_rss_bytes=answer.peak_rss_bytes,
-            baseline_rss_bytes=answer.baseline_rss_bytes,
-            conditions=conditions,
-        )
-        if plan.energy_seconds is None:
-            return found
-        energy = self._energy(base, plan.energy_seconds, plan.timeout_s, answer.batch)
-        busy = energy.loop.stop_s - energy.loop.start_s if energy.loop else 0.0
-        return replace(
-            found,
-            energy=energy.reading,
-            idle=energy.idle,
-            energy_inferences=energy.loop.inferences if energy.loop else 0,
-            energy_busy_s=busy,
-        )
+            conditions = {
+                "load_average": load,
+                "clock_ns": answer.clock_s * 1e9,
+                **read_conditions(cpus, self._sysfs),
+            }
+            energy = None
+            if plan.energy_seconds is not None:  # on the first sample: how much power is drawn depends on the data
+                run = [*base, *_stored(inputs[:1], Path(folder) / "first")]
+                energy = self._energy(run, plan.energy_seconds, plan.timeout_s, answer.batch)
+        return _device_run(answer, arrays, conditions, energy)
 
     @property
     def _work(self) -> str:
@@ -147,9 +135,19 @@ class LocalDevice:
 
 @dataclass(frozen=True)
 class _Energy:
+    """What the meter said; `loop` is None when nothing was run for it."""
+
     reading: EnergyReading
     idle: EnergyReading | None = None
     loop: bench.Loop | None = None
+
+    @property
+    def inferences(self) -> int:
+        return self.loop.inferences if self.loop else 0
+
+    @property
+    def busy_s(self) -> float:
+        return self.loop.stop_s - self.loop.start_s if self.loop else 0.0
 
 
 def _no_energy(reason: str, source: str = "no meter") -> _Energy:
@@ -187,17 +185,53 @@ _CPUFREQ = "devices/system/cpu/cpu{}/cpufreq"
 
 
 def _run_samples(
-    base: list[str], inputs: Sequence[Sequence[NDArray[Any]]], outputs: Sequence[TensorSpec], plan: RunPlan, folder: Path
+    base: list[str],
+    inputs: Sequence[Sequence[NDArray[Any]]],
+    outputs: Sequence[TensorSpec],
+    plan: RunPlan,
+    folder: Path,
 ) -> tuple[bench.Answer, list[list[NDArray[Any]]]]:
-    source, result = folder / "inputs", folder / "outputs"
-    with _disk_errors("the model's inputs"), open(source, "wb") as stream:
-        stream.writelines(bench.encode(inputs))
-    samples = bench.sample_arguments(str(source), str(result), len(inputs))
-    answer = _run_bench([*base, *samples, *bench.timing_arguments(plan)], plan.timeout_s)
+    source = folder / "inputs"
+    answer = _run_bench([*base, *_stored(inputs, source), *bench.timing_arguments(plan)], plan.timeout_s)
     bench.check_outputs(answer, outputs)
-    with _disk_errors("the model's outputs"):
-        data = result.read_bytes() if inputs else b""
+    data = _outputs_of(source).read_bytes() if inputs else b""
     return answer, bench.decode_outputs(data, outputs, len(inputs))
+
+
+def _stored(inputs: Sequence[Sequence[NDArray[Any]]], file: Path) -> list[str]:
+    """Write the samples to `file` and return the arguments that run them."""
+    with open(file, "wb") as stream:
+        stream.writelines(bench.encode(inputs))
+    return bench.sample_arguments(str(file), str(_outputs_of(file)), len(inputs))
+
+
+def _outputs_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.outputs")
+
+
+def _device_run(
+    answer: bench.Answer,
+    outputs: list[list[NDArray[Any]]],
+    conditions: Mapping[str, Condition],
+    energy: _Energy | None,
+) -> DeviceRun:
+    return DeviceRun(
+        outputs=outputs,
+        samples_s=answer.samples_s,
+        how="measured",
+        batch=answer.batch,
+        inferences=answer.inferences,
+        arena_bytes=answer.arena_bytes,
+        weight_bytes=answer.weight_bytes,
+        threads=answer.threads,
+        peak_rss_bytes=answer.peak_rss_bytes,
+        baseline_rss_bytes=answer.baseline_rss_bytes,
+        energy=energy.reading if energy else None,
+        idle=energy.idle if energy else None,
+        energy_inferences=energy.inferences if energy else 0,
+        energy_busy_s=energy.busy_s if energy else 0.0,
+        conditions=conditions,
+    )
 
 
 def _run_bench(command: list[str], timeout_s: float) -> bench.Answer:

@@ -1,4 +1,4 @@
-"""What every device does: run a compiled model on given samples, time it, and say how much memory and energy it took."""
+"""What every device does: run a compiled model on given samples, time it, and say what memory and energy it took."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunPlan:
         if self.energy_seconds is not None:
             times["time for the power meter"] = self.energy_seconds
         for name, value in times.items():
-            if not (math.isfinite(value) and (value > 0 or name == "warm-up" and value == 0)):
+            if not (math.isfinite(value) and (value > 0 or (name == "warm-up" and value == 0))):
                 raise InputError(f"the {name} is {value!r} s: give a time above 0 s")
         if not 1 <= self.min_samples <= self.max_samples <= MAX_SAMPLES:
             raise InputError(

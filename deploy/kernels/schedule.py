@@ -191,7 +191,7 @@ def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) ->
         sch.unroll(loop)
     sch.vectorize(spatial[-1])
     if unroll > 1:
-        _, step = sch.split(reduction[-1], [None, unroll])
+        reduction[-1], step = sch.split(reduction[-1], [None, unroll])
         sch.unroll(step)
     return reduction[0]
 
