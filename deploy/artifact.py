@@ -65,6 +65,11 @@ class Artifact:
         return cls(path, facts)
 
     @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.facts["name"])
+
+    @property
     def prefix(self) -> str:
         """What the C names of the model begin with."""
         return str(self.facts["prefix"])

@@ -1,4 +1,4 @@
-"""A library on a device → what it costs: latency, memory, size, power and energy, as readings for a budget."""
+"""A library on a device → what it costs: latency, memory, size, power and energy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from deploy.budget import Reading, latency_readings
 from deploy.device.protocol import Condition, Device, DeviceRun, RunPlan
 from deploy.errors import InputError
 from deploy.model_spec import TensorSpec
@@ -72,19 +71,6 @@ class Measurement:
         if len(self.used) == 1:
             return f"measured {count} times because the samples were noisy; the last time they were not, and it counts"
         return f"measured {count} times because the samples were noisy every time; all of them count together"
-
-    def readings(self) -> tuple[Reading, ...]:
-        """Return what `deploy.budget.check` compares with limits; there is no reading of what was not measured."""
-        exact = {"arena": self.arena_bytes, "weights": self.weights_bytes, "flash": self.library_bytes}
-        found = [*latency_readings(self.summary, self.how)]
-        if self.peak_rss_bytes is not None:
-            found.append(Reading("ram", None, self.peak_rss_bytes, self.how))
-        found += [Reading(quantity, None, size, "measured") for quantity, size in exact.items()]
-        if self.power is not None and self.power.watts is not None:
-            found.append(Reading("power", None, self.power.watts, self.power.how))
-        if self.energy is not None and self.energy.joules is not None:
-            found.append(Reading("energy", None, self.energy.joules, self.energy.how))
-        return tuple(found)
 
 
 def measure(

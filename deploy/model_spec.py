@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from deploy.errors import InputError
 
@@ -69,6 +69,16 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Size in bytes."""
         return self.count * DTYPES[self.dtype]
+
+
+class Described(Protocol):
+    """Whatever knows a model's name and inputs: the source model, or an artifact made from it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ import numpy.typing as npt
 from deploy import model_tflite
 from deploy.errors import InputError
 from deploy.expose import expose_intermediates
-from deploy.model_spec import SourceModel, TensorSpec, one_line
+from deploy.model_spec import Described, SourceModel, TensorSpec, one_line
 
-__all__ = ["Reference", "expose_intermediates", "load_inputs", "sample_inputs"]
+__all__ = ["Reference", "expose_intermediates", "load_inputs", "load_labels", "sample_inputs"]
 
 Array = npt.NDArray[Any]
 
 # Integer inputs that are not quantized are mostly indices; every table has at least this many rows.
 _INDEX_LIMIT = 4
+
+# Package and name of the framework that defines each format.
+_FRAMEWORKS = {
+    "onnx": ("onnxruntime", "ONNX Runtime"),
+    "tflite": ("ai-edge-litert", "LiteRT"),
+    "torch": ("torch", "torch"),
+}
 
 
 class Reference:
@@ -38,6 +46,12 @@ class Reference:
         except Exception as error:  # the frameworks' errors have no common class
             raise self._refused("load", error) from error
 
+    @property
+    def name(self) -> str:
+        """The framework and its version."""
+        package, title = _FRAMEWORKS[self.source.format]
+        return f"{title} {version(package)}"
+
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs in the order of `source.outputs`, for arrays in the order, shapes and types of `source.inputs`."""
         check_inputs(self.source, inputs)
@@ -48,11 +62,11 @@ class Reference:
         return [np.asarray(value) for value in outputs]
 
     def _refused(self, step: str, error: Exception) -> InputError:
-        framework = {"onnx": "ONNX Runtime", "tflite": "LiteRT", "torch": "torch"}[self.source.format]
+        framework = _FRAMEWORKS[self.source.format][1]
         return InputError(f"{framework} cannot {step} model '{self.source.name}': {one_line(error)}.")
 
 
-def check_inputs(source: SourceModel, inputs: Sequence[Array]) -> None:
+def check_inputs(source: Described, inputs: Sequence[Array]) -> None:
     """Raises InputError unless `inputs` are arrays of the number, shapes and types of `source.inputs`."""
     if len(inputs) != len(source.inputs):
         raise InputError(f"Model '{source.name}' takes {len(source.inputs)} inputs, not {len(inputs)}.")
@@ -64,7 +78,7 @@ def check_inputs(source: SourceModel, inputs: Sequence[Array]) -> None:
             )
 
 
-def sample_inputs(source: SourceModel, count: int, seed: int) -> list[list[Array]]:
+def sample_inputs(source: Described, count: int, seed: int) -> list[list[Array]]:
     """`count` sets of random inputs, the same for the same `seed`.
 
     Floats are standard normal, quantized and 8-bit integers span their whole range, other integers (mostly indices
@@ -86,7 +100,7 @@ def _sample(spec: TensorSpec, random: np.random.Generator) -> Array:
     return random.integers(0, _INDEX_LIMIT, spec.shape, dtype)
 
 
-def load_inputs(path: str | Path, source: SourceModel) -> list[list[Array]]:
+def load_inputs(path: str | Path, source: Described) -> list[list[Array]]:
     """Sets of inputs for `source` from a NumPy file.
 
     An .npz has one array for each input, under its name; for a model with one input, an .npy, or an .npz with a single
@@ -101,6 +115,20 @@ def load_inputs(path: str | Path, source: SourceModel) -> list[list[Array]]:
         listed = ", ".join(f"{count} for '{name}'" for name, count in counts.items())
         raise InputError(f"Inputs {file} have {listed}; give each input the same number of samples, at least one.")
     return [list(values) for values in zip(*sets.values(), strict=True)]
+
+
+def load_labels(path: str | Path, count: int) -> Array | None:
+    """The integer array `labels` of an .npz of `count` samples; nothing where it has none. Raises InputError."""
+    arrays = _read_arrays(Path(path))
+    labels = arrays.get("labels")
+    if labels is None:
+        return None
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"Inputs {path}: 'labels' is {labels.dtype.name} of shape {list(labels.shape)}; "
+            f"it must be one integer for each of the {count} samples."
+        )
+    return labels
 
 
 def _read_arrays(file: Path) -> Mapping[str, Array]:
@@ -118,7 +146,7 @@ def _read_arrays(file: Path) -> Mapping[str, Array]:
         raise InputError(f"Inputs {file} cannot be read as a NumPy file: {one_line(error)}.") from None
 
 
-def _by_input(file: Path, arrays: Mapping[str, Array], source: SourceModel) -> Mapping[str, Array]:
+def _by_input(file: Path, arrays: Mapping[str, Array], source: Described) -> Mapping[str, Array]:
     wanted = [spec.name for spec in source.inputs]
     if all(name in arrays for name in wanted):
         return arrays

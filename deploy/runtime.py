@@ -150,7 +150,3 @@ def _pack(arrays: tuple[Array, ...], specs: tuple[TensorSpec, ...]) -> tuple[cty
         tensor.dtype = DTYPE_CODES[spec.dtype]
     return tensors, ctypes.c_int32(len(arrays))
 
-
-def load(path: str | Path) -> Model:
-    """Load the artifact in folder `path`."""
-    return Model(path)

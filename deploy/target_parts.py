@@ -130,6 +130,11 @@ class PowerSpec(_Kinded):
         return cast("float | None", self.get("active"))
 
     @property
+    def rails(self) -> tuple[str, ...]:
+        """Return the hwmon sensors to add up; none named means the only one there is."""
+        return cast("tuple[str, ...]", self.get("rails") or ())
+
+    @property
     def idle(self) -> float | None:
         """Return the stated power in watts while nothing runs, if any."""
         return cast("float | None", self.get("idle"))

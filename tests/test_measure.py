@@ -8,7 +8,6 @@ from device_contract import PREFIX, QUICK, Model, build_libraries, reference, sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.budget import Budget, Limit, Verdict, check
 from deploy.device import DeviceRun, LocalDevice, RunPlan
 from deploy.errors import DeviceError, InputError
 from deploy.measure import choose_rounds, combine, energy_of, measure
@@ -48,19 +47,6 @@ def test_measure_a_library(device, libraries):
     assert found.power.watts == pytest.approx(10)
     assert found.energy.joules == pytest.approx(10 * found.energy.seconds)
     assert found.energy_above_idle.joules == pytest.approx(6 * found.energy.seconds)
-
-
-def test_readings_decide_a_budget(device, libraries):
-    plan = RunPlan(0.0, 0.1, 400, 400, energy_seconds=0.3, timeout_s=20, max_rounds=1)
-    found = measure(device, libraries["good"], PREFIX, Model(), samples(1), plan)
-    limits = [Limit("latency", name, 1.0) for name in ("median", "p90", "p99")]
-    limits += [Limit(name, None, 1e9) for name in ("ram", "arena", "flash", "weights")]
-    limits += [Limit(name, None, 1e9, "estimated") for name in ("power", "energy")]
-    assert [one.verdict for one in check(Budget(tuple(limits)), found.readings())] == [Verdict.PASS] * 9
-    (verdict,) = check(Budget((Limit("energy", None, 1e9),)), found.readings())
-    assert verdict.verdict is Verdict.NOT_MEASURED  # an estimate counts only if the budget says so
-    (verdict,) = check(Budget((Limit("arena", None, 47),)), found.readings())
-    assert verdict.verdict is Verdict.MISS
 
 
 def test_errors_of_the_device_pass_through(device, libraries, tmp_path):
@@ -157,12 +143,11 @@ def test_peak_memory_is_the_highest_of_all_rounds():
     assert combine(runs, 10).peak_rss_bytes == 7
 
 
-def test_what_was_not_measured_has_no_reading():
+def test_what_was_not_measured_is_none():
     found = combine([a_run(peak_rss_bytes=None)], 10)
-    assert {one.quantity for one in found.readings()} == {"latency", "arena", "weights", "flash"}
+    assert found.peak_rss_bytes is None
     assert (found.power, found.energy, found.energy_above_idle) == (None, None, None)
     broken = combine([a_run(energy=EnergyReading(None, 1.0, "measured", "m", reason="broken"))], 10)
-    assert {one.quantity for one in broken.readings()} == {"latency", "arena", "weights", "flash", "ram"}
     assert broken.energy.reason == "broken"
 
 
@@ -180,7 +165,7 @@ def test_energy_is_all_that_the_device_drew():
 
 def test_metering_mostly_something_else_is_no_reading():
     found = combine([metered(busy_s=1.0)], 10)
-    assert {"power", "energy"}.isdisjoint(one.quantity for one in found.readings())
+    assert (found.power.joules, found.energy.joules) == (None, None)
     assert "only 50% of the metered time" in found.energy.reason
     assert not energy_of(metered(inferences=0))[1].complete
 

@@ -120,6 +120,21 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Share of labelled samples whose largest output is at the label: in the source framework, and on the device."""
+
+    reference: float
+    device: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        for share in (self.reference, self.device):
+            if not 0 <= share <= 1:
+                raise ValueError(f"an accuracy of {share!r}; it is a share from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Latency:
     """Time of one inference in seconds: every sample in the order taken, and what follows from them.
 
@@ -172,6 +187,7 @@ class Report:
     power: EnergyReading | None
     energy: EnergyReading | None
     checks: tuple[Check, ...]
+    accuracy: Accuracy | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -206,7 +222,7 @@ class Report:
         return 0 if self.verdict is Overall.PASS else 1
 
 
-def _check_counts(facts: Sizes | TuningFacts | TensorDifference | Verification | Report) -> None:
+def _check_counts(facts: Sizes | TuningFacts | TensorDifference | Verification | Accuracy | Report) -> None:
     for field in fields(facts):
         value = getattr(facts, field.name)
         if isinstance(value, int) and value < 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from deploy.budget import QUANTITIES, Check, Verdict
 from deploy.power import EnergyReading
-from deploy.report.model import Report, Verification
+from deploy.report.model import Accuracy, Report, Verification
 from deploy.units import render
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -36,6 +36,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Tuning", _tuning(report)),
         ("Sizes", _sizes(report)),
         ("Output", "not verified" if report.verification is None else _verification(report.verification)),
+        ("Accuracy", "" if report.accuracy is None else _accuracy(report.accuracy)),
         ("Latency", _latency(report)),
         ("Power", "" if report.power is None else _power(report.power)),
         ("Energy", "" if report.energy is None else _energy(report.energy)),
@@ -121,6 +122,14 @@ def _sizes(report: Report) -> str:
         ("peak RSS", sizes.peak_rss_bytes),
     )
     return ", ".join(f"{name} {render(size, 'bytes', 3)}" for name, size in named if size is not None)
+
+
+def _accuracy(accuracy: Accuracy) -> str:
+    """Return both accuracies; a top-1 answer is the position of the largest output."""
+    return (
+        f"{accuracy.device:.2%} top-1 on {_count(accuracy.samples, 'labelled sample')}, "
+        f"{accuracy.reference:.2%} in the source framework"
+    )
 
 
 def _verification(verification: Verification) -> str:

@@ -1,0 +1,314 @@
+"""The steps in order: load, tune, build, verify, measure, check, report. The only module that knows them all."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy import model, reference, verify
+from deploy.artifact import Artifact
+from deploy.device.local import LocalDevice
+from deploy.device.protocol import Device, RunPlan
+from deploy.errors import InputError
+from deploy.measure import Measurement, measure
+from deploy.model_spec import SourceModel
+from deploy.power import open_meter
+from deploy.progress import Progress, ProgressEvent, Silent
+from deploy.report import (
+    Accuracy,
+    Latency,
+    ModelFacts,
+    Report,
+    Sizes,
+    TargetFacts,
+    TensorDifference,
+    TuningFacts,
+    Verification,
+    judged,
+    parse_json,
+    render_json,
+)
+from deploy.target import Target, missing_features
+from deploy.targets import load_target, shipped_directory
+
+if TYPE_CHECKING:
+    from deploy.tuning.log import TuningLog
+
+Array = npt.NDArray[Any]
+LOGS = Path("tuning_logs")
+SAMPLES = 4  # inputs made up where none are given
+ENERGY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs to verify with, one list of arrays a sample, and their labels where they are known."""
+
+    inputs: Sequence[Sequence[Array]]
+    labels: Array | None = None
+    real: bool = False
+
+
+def load_model(given: str | Path | SourceModel, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
+    """The model in a file, or the one given. Raises InputError."""
+    return given if isinstance(given, SourceModel) else model.load(given, shapes or {})
+
+
+def samples_for(source: SourceModel | Artifact, path: Path | None, seed: int = 0) -> Samples:
+    """Inputs from a .npz or .npy file, its array `labels` apart; random ones where there is no file."""
+    if path is None:
+        return Samples(reference.sample_inputs(source, SAMPLES, seed))
+    inputs = reference.load_inputs(path, source)
+    labels = reference.load_labels(path, len(inputs))
+    return Samples(inputs, labels, real=True)
+
+
+def check_runnable(target: Target) -> None:
+    """Raise InputError where this machine lacks instructions that a locally running target's code uses."""
+    missing = missing_features(target) if target.device.kind == "local" else ()
+    if missing:
+        raise InputError(
+            f"this CPU lacks {', '.join(missing)}, which code for target {target.name} uses; "
+            "take a target that it has, such as `--target host`, or only `tvm-deploy build` here"
+        )
+
+
+def open_log(target: Target, root: Path = LOGS) -> TuningLog:
+    """The tuning log under `root`, with the shipped records that fit the target."""
+    from deploy.tuning.log import TuningLog
+
+    return TuningLog.open(target, root, [shipped_directory("tuning_logs")])
+
+
+def tune(source: SourceModel, target: Target, trials: int, progress: Progress, root: Path = LOGS) -> TuningFacts:
+    """Have `trials` measured schedules of the model's kernels on record. Raises ToolError where there are none."""
+    from deploy.compile import lower_for, schedule_all
+    from deploy.tuning.search import tune as search
+    from deploy.tuning.task import tasks
+
+    check_runnable(target)
+    lowered, log = lower_for(source, target), open_log(target, root)
+    outcome = search(tasks(lowered), target, log, trials, progress)
+    progress.update(ProgressEvent("tune", finished=True, message=f"{outcome.trials} candidates measured"))
+    tuned = len(schedule_all(lowered, target, log).tuned)
+    return TuningFacts(outcome.tasks, tuned, outcome.trials, tuned)
+
+
+def build(
+    given: str | Path | SourceModel,
+    target: str | Target,
+    *,
+    out: Path,
+    trials: int = 0,
+    progress: Progress | None = None,
+    logs: Path = LOGS,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Artifact:
+    """Tune up to `trials` candidates, then compile the model into the folder `out` with the best known schedules.
+
+    Raises InputError for a wrong model, target or folder, ToolError where a compiler or TVM fails.
+    """
+    from deploy.compile import build as compile_model
+    from deploy.tuning.log import TuningLog
+
+    shown = progress or Silent()
+    source = load_model(given, shapes)
+    chosen = load_target(target) if isinstance(target, str) else target
+    if trials:
+        tune(source, chosen, trials, shown, logs)
+    shown.update(ProgressEvent("compile", source.name))
+    records = TuningLog.read(chosen, [logs, shipped_directory("tuning_logs")])
+    return compile_model(source, chosen, out, records)
+
+
+def open_device(target: Target) -> Device:
+    """The device that a target's libraries run on. Raises InputError for a kind that this version cannot drive."""
+    if target.device.kind != "local":
+        raise InputError(f"device kind {target.device.kind} of target {target.name} cannot be driven yet; use local")
+    power = target.power
+    root = Path(str(power.get("root") or "/sys"))
+    return LocalDevice(
+        target.toolchain.cc,
+        threads=target.threads,
+        open_meter=lambda: open_meter(power.kind, root, power.active, power.idle, rails=power.rails),
+        sysfs_root=root,
+    )
+
+
+def measure_artifact(artifact: Artifact, target: Target, samples: Samples, plan: RunPlan | None = None) -> Measurement:
+    """Run the artifact on its device: every sample for its outputs, the first one for latency, power and energy."""
+    check_runnable(target)
+    with open_device(target) as device:
+        return measure(
+            device, artifact.library, artifact.prefix, artifact, samples.inputs,
+            plan or RunPlan(energy_seconds=ENERGY_SECONDS),
+        )  # fmt: skip
+
+
+def _tolerances(target: Target) -> dict[str, float]:
+    return {dtype: target.tolerance(dtype, default) for dtype, default in verify.TOLERANCES.items()}
+
+
+def _stacked(runs: Sequence[Sequence[Array]]) -> list[Array]:
+    """One array an output, over all samples."""
+    return [np.stack(values) for values in zip(*runs, strict=True)]
+
+
+def verify_outputs(
+    source: SourceModel, samples: Samples, outputs: Sequence[Sequence[Array]], target: Target
+) -> tuple[Verification, Accuracy | None]:
+    """Compare the device's outputs with the source framework's; accuracy of both where labels are known."""
+    original = reference.Reference(source)
+    expected = _stacked([original.run(sample) for sample in samples.inputs])
+    actual = _stacked(outputs)
+    tolerances = _tolerances(target)
+    compared = verify.compare([spec.name for spec in source.outputs], expected, actual, tolerances)
+    failure = verify.first_failure(compared)
+    dtypes = sorted({c.dtype for c in compared})
+    facts = Verification(
+        reference=original.name,
+        samples=len(samples.inputs),
+        passed=failure is None,
+        tolerance=", ".join(f"{dtype} {tolerances[dtype]:g}" for dtype in dtypes),
+        tensors=tuple(
+            TensorDifference(c.name, c.dtype, c.count, c.differing, c.largest_abs, c.largest_rel) for c in compared
+        ),
+        first_mismatch=failure.name if failure else None,
+    )
+    if samples.labels is None:
+        return facts, None
+    return facts, Accuracy(_top1(expected[0], samples.labels), _top1(actual[0], samples.labels), len(samples.inputs))
+
+
+def _top1(scores: Array, labels: Array) -> float:
+    """Share of samples whose largest score is at the label; scores [samples, ...] are flattened."""
+    return float(np.mean(scores.reshape(len(labels), -1).argmax(axis=1) == labels))
+
+
+def first_wrong_tensor(source: SourceModel, target: Target, samples: Samples, folder: Path) -> str | None:
+    """The first intermediate tensor, in the order of computation, that differs; nothing where none does.
+
+    The model is compiled once more with every intermediate tensor as an output, so fusion differs from the real build:
+    where that build is right everywhere, the fault is in what only the fused one does.
+    """
+    from deploy.compile import build as compile_model
+
+    exposed = reference.expose_intermediates(source)
+    artifact = compile_model(exposed, target, folder / "exposed")
+    one = Samples(samples.inputs[:1])
+    plan = RunPlan(warmup_s=0.0, seconds=0.01, min_samples=1, max_samples=1, max_rounds=1)
+    outputs = measure_artifact(artifact, target, one, plan).outputs[0]
+    expected = reference.Reference(exposed).run(one.inputs[0])
+    names = [spec.name for spec in exposed.outputs]
+    compared = verify.compare(names, expected, outputs, _tolerances(target))
+    inner = verify.first_failure(compared[len(source.outputs) :])
+    return inner.name if inner else None
+
+
+def make_report(
+    artifact: Artifact,
+    target: Target,
+    tuning: TuningFacts | None,
+    verified: tuple[Verification, Accuracy | None] | None,
+    measured: Measurement,
+) -> Report:
+    """Everything that is known of an artifact, judged."""
+    facts, sizes, kernels = artifact.facts, artifact.facts["sizes"], artifact.facts["kernels"]
+    verification, accuracy = verified if verified is not None else (None, None)
+    tuned = len(kernels["tuned"])
+    report = Report(
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        versions=facts["versions"],
+        artifact=str(artifact.path),
+        target=TargetFacts(target.name, target.fingerprint()),
+        model=ModelFacts(**facts["model"]),
+        operators=facts["operators"],
+        macs=facts["macs"],
+        threads=facts["threads"],
+        sizes=Sizes(sizes["arena_bytes"], sizes["weight_bytes"], sizes["library_bytes"], measured.peak_rss_bytes),
+        tuning=TuningFacts(kernels["count"], tuned, tuning.trials if tuning else 0, tuned),
+        verification=verification,
+        latency=Latency.of(measured.samples_s, measured.how),
+        power=measured.power,
+        energy=measured.energy,
+        checks=(),
+        accuracy=accuracy,
+    )
+    return judged(report, target.budget)
+
+
+def save_report(artifact: Artifact, report: Report) -> Artifact:
+    """Put a report into the artifact's manifest."""
+    return artifact.with_facts(report=json.loads(render_json(report)))
+
+
+def saved_report(artifact: Artifact) -> Report:
+    """The report in an artifact's manifest. Raises InputError where it was never measured."""
+    stored = artifact.facts.get("report")
+    if stored is None:
+        raise InputError(f"{artifact.path} was not measured yet; run `tvm-deploy measure` on it first")
+    return parse_json(json.dumps(stored), str(artifact.path))
+
+
+def judged_again(artifact: Artifact, target: Target) -> Report:
+    """The artifact's last measurement against a target's budgets. Raises InputError where it is of another target."""
+    check_target(target, artifact)
+    return judged(saved_report(artifact), target.budget)
+
+
+def check_same(source: SourceModel, artifact: Artifact) -> None:
+    """Raise InputError where an artifact was built from another model."""
+    if artifact.facts["model"]["sha256"] != source.sha256:
+        given = source.path or source.name
+        raise InputError(f"{artifact.path} was built from another model than {given}; build it again")
+
+
+def check_target(target: Target, artifact: Artifact) -> None:
+    """Raise InputError where an artifact was built for other code generation than the target's."""
+    built = artifact.facts["target"]
+    if built["fingerprint"] != target.fingerprint():
+        raise InputError(
+            f"{artifact.path} was built for {built['name']} ({built['fingerprint']}), "
+            f"not for {target.name} ({target.fingerprint()}); name that target, or build it again"
+        )
+
+
+def evaluate(
+    artifact: Artifact,
+    source: SourceModel | None,
+    target: Target,
+    samples: Samples,
+    progress: Progress,
+    tuning: TuningFacts | None = None,
+    *,
+    trace: bool = False,
+) -> Report:
+    """Measure an artifact, verify it where the source model is at hand, judge it, and store the report in it.
+
+    trace: where an output is wrong, name the first intermediate tensor that differs instead of the output.
+    """
+    progress.update(ProgressEvent("measure", artifact.prefix))
+    measured = measure_artifact(artifact, target, samples)
+    verified = None
+    if source is not None:
+        progress.update(ProgressEvent("verify", source.name))
+        verified = verify_outputs(source, samples, measured.outputs, target)
+        if trace and not verified[0].passed:
+            verified = (replace(verified[0], first_mismatch=_traced(verified[0], source, target, samples)), verified[1])
+    report = make_report(artifact, target, tuning, verified, measured)
+    save_report(artifact, report)
+    return report
+
+
+def _traced(verification: Verification, source: SourceModel, target: Target, samples: Samples) -> str | None:
+    with tempfile.TemporaryDirectory(prefix="tvm-deploy-trace-") as folder:
+        found = first_wrong_tensor(source, target, samples, Path(folder))
+    return found or verification.first_mismatch
