@@ -221,7 +221,7 @@ def _model_as_json(result: ModelResult) -> dict[str, Any]:
 
 
 def _load_own(artifact: Path, inputs: Sequence[Array]) -> Prepared:
-    from deploy.runtime import load
+    from deploy import load
 
     placed = load(artifact).prepare(*inputs)
     return Prepared(placed.run, lambda: list(placed.outputs))

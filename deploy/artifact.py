@@ -56,12 +56,14 @@ class Artifact:
         try:
             facts = json.loads(manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{path} is not an artifact: it has no {MANIFEST}; make one with `tvm-deploy build`") from None
+            raise InputError(f"{path} is no artifact: it has no {MANIFEST}; make one with `tvm-deploy build`") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{manifest} cannot be read: {error}; build the artifact again") from None
         version = facts.get("schema_version") if isinstance(facts, dict) else None
         if version != SCHEMA_VERSION:
-            raise InputError(f"{manifest} has schema_version {version}, this program reads {SCHEMA_VERSION}; build it again")
+            raise InputError(
+                f"{manifest} has schema_version {version}, this program reads {SCHEMA_VERSION}; build it again"
+            )
         return cls(path, facts)
 
     @property

@@ -7,15 +7,17 @@ Exit codes: 0 every budget met and output verified; 1 a budget missed, not measu
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.errors import DeployError, InputError
+from deploy.arguments import parser
+from deploy.errors import DeployError, InputError, ToolError
 from deploy.progress import Progress, open_progress
 
 if TYPE_CHECKING:
@@ -23,118 +25,15 @@ if TYPE_CHECKING:
     from deploy.target import Target
 
 INTERRUPTED = 130  # what a shell gives for a program ended by Ctrl-C
-COMMANDS = """\
-commands:
-  run       tune, build, verify, measure and judge a model: all steps at once
-  tune      measure schedules for a model's kernels and keep them in the log
-  build     compile a model into an artifact
-  measure   run an artifact on its device: outputs, latency, memory, power, energy
-  check     judge an artifact's last measurement against a target's budgets
-  report    show an artifact's last report
-  targets   list targets, show or check one
-  logs      what the tuning log holds
-"""
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, equals, sizes = text.rpartition("=")
-    if not equals or not name or not re.fullmatch(r"\d+(,\d+)*", sizes):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1,3,224,224")
-    return name, tuple(int(size) for size in sizes.split(","))
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="an .onnx, .tflite or .pt2 file")
-    parser.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1,3,224,224",
-                        help="fix the shape of an input that has dynamic dimensions; may be repeated")  # fmt: skip
-
-
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="name of a target (see `tvm-deploy targets`) or its YAML file")
-    parser.add_argument("--threads", type=_count, help="threads of the library, in place of the target's")
-    parser.add_argument("--boards", type=Path, help="YAML of your own boards: addresses and meters")
-    parser.add_argument("--device", help="name of the board in --boards to use")
-
-
-def _add_tuning(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trials", type=_count, help="schedules to have on record, in place of the target's number")
-    parser.add_argument("--logs", type=Path, default=Path("tuning_logs"), help="folder of the tuning log")
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--inputs", type=Path, help=".npz or .npy with real inputs, and `labels` to judge accuracy")
-    parser.add_argument("--seed", type=_count, default=0, help="of the inputs made up where there are none")
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    style = parser.add_mutually_exclusive_group()
-    style.add_argument("--json", action="store_true", help="print the report as JSON (see report.schema.json)")
-    style.add_argument("--markdown", action="store_true", help="print the report as Markdown")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main_parser = argparse.ArgumentParser(
-        prog="tvm-deploy",
-        description="From a trained model and a device's YAML to a tuned, verified, measured library.",
-        epilog=COMMANDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    main_parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
-    main_parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
-    commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
-
-    run = commands.add_parser("run", help="all steps at once")
-    tune = commands.add_parser("tune", help="measure schedules")
-    build = commands.add_parser("build", help="compile a model")
-    for one in (run, tune, build):
-        _add_model(one)
-        _add_target(one)
-        _add_tuning(one)
-    for one in (run, build):
-        one.add_argument("--out", type=Path, help="folder of the artifact (default: artifacts/MODEL-TARGET)")
-    measure = commands.add_parser("measure", help="run an artifact on its device")
-    measure.add_argument("artifact", type=Path)
-    measure.add_argument("--model", type=Path, help="the source model, to verify the outputs against")
-    measure.add_argument("--shape", type=_shape, action="append", default=[], help=argparse.SUPPRESS)
-    _add_target(measure)
-    for one in (run, measure):
-        _add_inputs(one)
-        one.add_argument("--trace", action="store_true", help="where outputs differ, look for the first wrong tensor")
-    check = commands.add_parser("check", help="judge the last measurement")
-    check.add_argument("artifact", type=Path)
-    _add_target(check)
-    report = commands.add_parser("report", help="show the last report")
-    report.add_argument("artifact", type=Path)
-    for one in (run, measure, check, report):
-        _add_output(one)
-    _add_targets(commands.add_parser("targets", help="list targets, show or check one"))
-    _add_logs(commands.add_parser("logs", help="what the tuning log holds"))
-    return main_parser
-
-
-def _add_targets(targets: argparse.ArgumentParser) -> None:
-    actions = targets.add_subparsers(dest="action", metavar="action")
-    actions.add_parser("list", help="all targets (the default)")
-    actions.add_parser("show", help="print one, resolved").add_argument("name")
-    actions.add_parser("check", help="validate a YAML file").add_argument("file", type=Path)
-
-
-def _add_logs(logs: argparse.ArgumentParser) -> None:
-    logs.add_argument("--logs", type=Path, default=Path("tuning_logs"), help="folder of the tuning log")
-    actions = logs.add_subparsers(dest="action", metavar="action")
-    actions.add_parser("list", help="one line for each target and fingerprint (the default)")
-    actions.add_parser("show", help="the kernels of a target, with their best times").add_argument("target")
-
-
 def _out(text: str) -> None:
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """Print; a reader that went away (`| head`) does not change the outcome of the command."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it ends
+        if not isinstance(error, BrokenPipeError):
+            raise ToolError(f"cannot write the report to stdout: {error.strerror}") from error
 
 
 def _progress(args: argparse.Namespace) -> Progress:
@@ -171,14 +70,21 @@ def _show(args: argparse.Namespace, report: Report) -> int:
     elif args.markdown:
         _out(render_markdown(report))
     else:
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        width = os.get_terminal_size().columns if sys.stdout.isatty() else 100
+        terminal = sys.stdout.isatty()
+        color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        width = shutil.get_terminal_size().columns if terminal else 100
         _out(render_text(report, width, color, sys.stdout.encoding or "ascii"))
     return report.exit_code
 
 
-def _default_out(model: str, target: Target) -> Path:
-    return Path("artifacts") / f"{model}-{target.name}"
+def _place(args: argparse.Namespace, model: str, target: Target) -> Path:
+    """The artifact's folder, looked at before the work that it is for."""
+    from deploy import files
+    from deploy.artifact import MANIFEST
+
+    out = Path(args.out or Path("artifacts") / f"{model}-{target.name}")
+    files.check_directory(out, marker=MANIFEST)
+    return out
 
 
 def _trials(args: argparse.Namespace, target: Target) -> int:
@@ -192,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     pipeline.check_runnable(target)
     source = pipeline.load_model(args.model, dict(args.shape))
     samples = pipeline.samples_for(source, args.inputs, args.seed)
-    out = args.out or _default_out(source.name, target)
+    out = _place(args, source.name, target)
     with _progress(args) as progress:
         tuning = None
         if trials := _trials(args, target):
@@ -218,7 +124,7 @@ def _build(args: argparse.Namespace) -> int:
 
     target = _target(args)
     source = pipeline.load_model(args.model, dict(args.shape))
-    out = args.out or _default_out(source.name, target)
+    out = _place(args, source.name, target)
     with _progress(args) as progress:
         artifact = pipeline.build(source, target, out=out, trials=args.trials or 0, progress=progress, logs=args.logs)
     _out(str(artifact.path))
@@ -226,16 +132,16 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from deploy import pipeline
+    from deploy import evidence, pipeline
     from deploy.artifact import Artifact
 
     target, artifact = _target(args), Artifact.open(args.artifact)
     artifact.check_files()
-    pipeline.check_target(target, artifact)
+    evidence.check_target(target, artifact)
     source = None
     if args.model is not None:
         source = pipeline.load_model(args.model, dict(args.shape))
-        pipeline.check_same(source, artifact)
+        evidence.check_same(source, artifact)
     samples = pipeline.samples_for(source or artifact, args.inputs, args.seed)
     with _progress(args) as progress:
         report = pipeline.evaluate(artifact, source, target, samples, progress, trace=args.trace)
@@ -243,17 +149,17 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from deploy import pipeline
+    from deploy import evidence
     from deploy.artifact import Artifact
 
-    return _show(args, pipeline.judged_again(Artifact.open(args.artifact), _target(args)))
+    return _show(args, evidence.judged_again(Artifact.open(args.artifact), _target(args)))
 
 
 def _report(args: argparse.Namespace) -> int:
-    from deploy import pipeline
+    from deploy import evidence
     from deploy.artifact import Artifact
 
-    return _show(args, pipeline.saved_report(Artifact.open(args.artifact)))
+    return _show(args, evidence.saved_report(Artifact.open(args.artifact)))
 
 
 def _targets(args: argparse.Namespace) -> int:
@@ -296,21 +202,29 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     args = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name still gets the report
     try:
-        code = HANDLERS[args.command](args)
-        sys.stdout.flush()
-        return code
-    except DeployError as error:
-        if args.verbose:
-            traceback.print_exc()
-        sys.stderr.write(f"tvm-deploy: {error}\n")
-        return error.exit_code
+        return HANDLERS[args.command](args)
     except KeyboardInterrupt:
         sys.stderr.write("tvm-deploy: interrupted; what was measured is in the tuning log, run again to go on\n")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of the report went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"tvm-deploy: {_sentence(error)}\n")
+        return error.exit_code if isinstance(error, DeployError) else ToolError.exit_code
+
+
+def _sentence(error: Exception) -> str:
+    """What to tell of an error; one that nobody foresaw is a bug of this program or a failure of the system."""
+    if isinstance(error, DeployError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"{place}{error.strerror.lower()}; -v shows where that happened"
+    words = " ".join(str(error).split())[:200]
+    return f"internal error: {type(error).__name__}: {words}; please report it with what -v shows"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SourceModel → Artifact: import, lower, schedule, compile, written as one folder that appears at once or not at all."""
+"""SourceModel → Artifact: import, lower, schedule, compile; written as one folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deploy import files
 from deploy.aot import build as aot
 from deploy.artifact import MANIFEST, Artifact, file_hashes, manifest_text, spec_facts
 from deploy.kernels.default import default_schedule
-from deploy.kernels.machine import Machine
-from deploy.lower import LoweredModel, lower
+from deploy.kernels.for_target import machine_for
+from deploy.lower import LoweredModel, explained, lower
 from deploy.model_spec import SourceModel
 from deploy.relax_import import import_model
 from deploy.target import Target
@@ -41,12 +41,6 @@ class Scheduled:
     tuned: tuple[str, ...]
 
 
-def machine_for(target: Target) -> Machine:
-    """What schedules have to know of the target's processor."""
-    wide_file = target.vector_bits >= 512 or target.architecture in ("aarch64", "riscv64")
-    return Machine(target.vector_bits, registers=32 if wide_file else 16, threads=target.threads)
-
-
 def lower_for(source: SourceModel, target: Target) -> LoweredModel:
     """Import and lower a model for a target. Raises InputError for what cannot be compiled."""
     return lower(import_model(source), TvmTarget(target.tvm), machine_for(target))
@@ -57,10 +51,11 @@ def schedule_all(model: LoweredModel, target: Target, schedules: Schedules | Non
     machine = machine_for(target)
     kernels, tuned = {}, []
     for name, func in model.kernels.items():
-        found = schedules.find(func) if schedules is not None else None
-        if found is not None:
-            tuned.append(name)
-        kernels[name] = (found or default_schedule(func, machine)).mod["main"]
+        with explained(f"kernel {name} of model '{model.name}'"):
+            found = schedules.find(func) if schedules is not None else None
+            if found is not None:
+                tuned.append(name)
+            kernels[name] = (found or default_schedule(func, machine)).mod["main"]
     return Scheduled(kernels, tuple(tuned))
 
 

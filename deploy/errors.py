@@ -29,4 +29,4 @@ class ToolError(DeployError):
 
 
 class DeviceError(DeployError):
-    """The device, its link or its meter failed. Fix: check the board or permission that the message names, then retry."""
+    """The device, its link or its meter failed. Fix: check the board or permission the message names, then retry."""

@@ -82,6 +82,19 @@ def atomic_directory(path: str | os.PathLike[str], *, marker: str) -> Iterator[P
         _sync_folder(target.parent)
 
 
+def check_directory(path: str | os.PathLike[str], *, marker: str) -> None:
+    """Raise InputError now where `atomic_directory` would refuse `path` after hours of work that its folder is for."""
+    target = _resolved(path)
+    _check_replaceable(target, marker)
+    existing = next(parent for parent in target.parents if parent.exists())
+    if not existing.is_dir():
+        raise InputError(f"cannot write {target}: {existing} is not a folder; give another name")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        reason = _DENIED[errno.EROFS if read_only else errno.EACCES]
+        raise InputError(f"cannot write {target}: {reason}; give a folder that you may write to")
+
+
 def _resolved(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text or "\0" in text:

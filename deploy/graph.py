@@ -13,6 +13,7 @@ from deploy.model_spec import DTYPES
 
 Kind = Literal["input", "output", "constant", "activation", "workspace"]
 
+
 @dataclass(frozen=True)
 class Tensor:
     """One value: `shape` in elements; `values` only for constants; `alias_of` where it shares another's memory."""

@@ -25,16 +25,20 @@ class _Builder:
     calls: list[Call] = field(default_factory=list)
     values: dict[relax.Var, Value] = field(default_factory=dict)
     unsupported: list[str] = field(default_factory=list)
+    ends: frozenset[str] = frozenset()  # names that belong to the model's inputs and outputs
 
-    def add(self, ty: relax.TensorType, kind: Kind, name: str | None = None, **extra: object) -> str:
+    def fresh(self, letter: str) -> str:
+        """A name for a tensor that has none of its own."""
+        return unique([f"{letter}{len(self.tensors)}"], {*self.ends, *self.tensors})[0]
+
+    def add(self, ty: relax.TensorType, kind: Kind, name: str, **extra: object) -> str:
         shape = tuple(int(d) for d in ty.shape)
-        unique = name or f"t{len(self.tensors)}"
-        self.tensors[unique] = Tensor(unique, shape, str(ty.dtype), kind, **extra)  # type: ignore[arg-type]
-        return unique
+        self.tensors[name] = Tensor(name, shape, str(ty.dtype), kind, **extra)  # type: ignore[arg-type]
+        return name
 
     def value(self, expr: relax.Expr) -> Value:
         if isinstance(expr, GenericConst):
-            return self.add(expr.ty, "constant", f"c{len(self.tensors)}", values=expr.value.numpy())
+            return self.add(expr.ty, "constant", self.fresh("c"), values=expr.value.numpy())
         if isinstance(expr, relax.Tuple):
             return tuple(self.value(item) for item in expr.fields)
         if isinstance(expr, relax.TupleGetItem):
@@ -53,7 +57,7 @@ class _Builder:
 
     def outputs(self, ty: relax.Type) -> tuple[str, ...]:
         parts = ty.fields if isinstance(ty, relax.TupleType) else [ty]
-        return tuple(self.add(part, "activation") for part in parts)
+        return tuple(self.add(part, "activation", self.fresh("t")) for part in parts)
 
     def call_tir(self, call: RelaxCall) -> Value:
         kernel, arguments = call.args[0], call.args[1]
@@ -70,10 +74,12 @@ class _Builder:
         if name == "relax.call_tir" and isinstance(expr.args[0], GlobalVar):
             self.values[var] = self.call_tir(expr)
         elif name in RESHAPES:
-            self.values[var] = self.add(expr.ty, "activation", alias_of=self.tensor(expr.args[0]))
+            source = self.tensor(expr.args[0])
+            self.values[var] = self.add(expr.ty, "activation", self.fresh("t"), alias_of=source)
         else:
             self.unsupported.append(f"{name.removeprefix('relax.')} ({var.name})")
-            self.values[var] = self.outputs(expr.ty) if isinstance(expr.ty, relax.TupleType) else self.outputs(expr.ty)[0]
+            results = self.outputs(expr.ty)
+            self.values[var] = results if isinstance(expr.ty, relax.TupleType) else results[0]
 
 
 def _flat(value: Value) -> list[str]:
@@ -98,8 +104,9 @@ def to_graph(mod: IRModule, model: RelaxModel) -> Graph:
     Raises InputError that lists every operator with no ahead-of-time form.
     """
     main = mod["main"]
-    builder = _Builder()
     inputs = unique(spec.name for spec in model.inputs)
+    outputs = unique((spec.name for spec in model.outputs), inputs)
+    builder = _Builder(ends=frozenset((*inputs, *outputs)))
     for var, name in zip(main.params, inputs, strict=True):
         builder.values[var] = builder.add(var.ty, "input", name)
     for block in main.body.blocks:
@@ -111,6 +118,5 @@ def to_graph(mod: IRModule, model: RelaxModel) -> Graph:
             "replace these operators in the model, or split the model in front of them"
         )
     results = _flat(builder.value(main.body.body))
-    outputs = unique((spec.name for spec in model.outputs), inputs)
     _deliver(builder, results, outputs)
     return Graph(builder.tensors, tuple(builder.calls), tuple(inputs), tuple(outputs))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import tvm
 from tvm import relax, tirx
 
 from deploy import operators
+from deploy.errors import DeployError, ToolError
 from deploy.graph import Graph
 from deploy.graph_from_relax import to_graph
 from deploy.kernels.legalize import legalizations
 from deploy.kernels.machine import Machine
+from deploy.model_spec import one_line
+from deploy.relax_fold import fold_affine, fold_constants
 from deploy.relax_import import RelaxModel
-from deploy.relax_rewrite import fold_affine, rewrite_clips, rewrite_reshapes
-
-LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
+from deploy.relax_layout import convert_layout, rewrite_constants
+from deploy.relax_rewrite import (
+    op_name,
+    rewrite_clips,
+    rewrite_conv1d,
+    rewrite_reshapes,
+    rewrite_takes,
+    sink_reshapes,
+)
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,20 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
     return [
         relax.transform.DecomposeOpsForInference(),
         relax.transform.CanonicalizeBindings(),
+        fold_constants(),
         relax.transform.FoldConstant(),
         rewrite_clips(),
+        rewrite_takes(),
+        rewrite_constants(),
+        rewrite_conv1d(),
         rewrite_reshapes(),  # ConvertLayout overflows on a negative axis of squeeze
+        sink_reshapes(),
+        rewrite_reshapes(),
         relax.transform.CanonicalizeBindings(),
-        relax.transform.ConvertLayout(LAYOUTS),
+        convert_layout(),
         relax.transform.Normalize(),
         relax.transform.CanonicalizeBindings(),
+        fold_constants(),
         relax.transform.FoldConstant(),
         rewrite_reshapes(),
         fold_affine(),
@@ -63,12 +81,39 @@ def _to_kernels(machine: Machine) -> list[tvm.ir.transform.Pass]:
     ]
 
 
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever TVM raises while it works on `what` into a ToolError of one sentence that names it."""
+    try:
+        yield
+    except DeployError:
+        raise
+    except Exception as error:  # TVM raises anything from TypeError to InternalError
+        operator = _failing_operator(error)
+        where = f" at operator {operator}" if operator else ""
+        raise ToolError(
+            f"TVM cannot compile {what}{where}: {one_line(error)}; "
+            "replace that part of the model, or report it with the model"
+        ) from error
+
+
+def _failing_operator(error: BaseException) -> str | None:
+    """The operator that was being legalized when `error` was raised, found in the frames of its traceback."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        name = op_name(trace.tb_frame.f_locals.get("call"))
+        found = name.removeprefix("relax.") or found
+        trace = trace.tb_next
+    return found
+
+
 def lower(model: RelaxModel, target: tvm.target.Target, machine: Machine) -> LoweredModel:
     """Lower an imported model for `target`.
 
-    Raises InputError where an operator has no ahead-of-time form, all such operators named at once.
+    Raises InputError where an operator has no ahead-of-time form, all such operators named at once; ToolError where
+    TVM fails.
     """
-    with target, tvm.transform.PassContext(opt_level=3):
+    with explained(f"model '{model.name}'"), target, tvm.transform.PassContext(opt_level=3):
         simple = tvm.transform.Sequential(_simplify())(model.mod)
         mod = tvm.transform.Sequential(_to_kernels(machine))(simple)
     graph = to_graph(mod, model)

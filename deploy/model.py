@@ -88,10 +88,11 @@ def from_object(
 
 
 def _read(file: Path) -> bytes:
-    if file.is_dir():
-        raise InputError(f"Model {file} is a folder; give the path of an .onnx, .tflite or .pt2 file.")
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"Model {file} is a folder; give the path of an .onnx, .tflite or .pt2 file.")
+        if not stat.S_ISREG(mode):
             raise InputError(f"Model {file} is not a regular file; give the path of an .onnx, .tflite or .pt2 file.")
         data = file.read_bytes()
     except FileNotFoundError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +16,15 @@ from deploy.artifact import Artifact
 from deploy.device.local import LocalDevice
 from deploy.device.protocol import Device, RunPlan
 from deploy.errors import InputError
+from deploy.evidence import make_report, save_report
 from deploy.measure import Measurement, measure
 from deploy.model_spec import SourceModel
 from deploy.power import open_meter
 from deploy.progress import Progress, ProgressEvent, Silent
-from deploy.report import (
-    Accuracy,
-    Latency,
-    ModelFacts,
-    Report,
-    Sizes,
-    TargetFacts,
-    TensorDifference,
-    TuningFacts,
-    Verification,
-    judged,
-    parse_json,
-    render_json,
-)
+from deploy.report import Accuracy, Report, TensorDifference, TuningFacts, Verification
 from deploy.target import Target, missing_features
 from deploy.targets import load_target, shipped_directory
+from deploy.units import did_you_mean
 
 if TYPE_CHECKING:
     from deploy.tuning.log import TuningLog
@@ -81,6 +68,20 @@ def check_runnable(target: Target) -> None:
         )
 
 
+def check_code(target: Target) -> None:
+    """Raise InputError for a CPU that LLVM does not know: it would quietly compile for a generic one."""
+    from tvm.target import Target as TvmTarget
+    from tvm.target import codegen
+
+    if target.mcpu is None or target.tvm["kind"] != "llvm":
+        return
+    machine = {key: value for key, value in target.tvm.items() if key in ("kind", "mtriple")}
+    known = [str(name) for name in codegen.llvm_get_cpu_archlist(TvmTarget(machine))]
+    if target.mcpu not in known:
+        hint = did_you_mean(target.mcpu, known)
+        raise InputError(f'target {target.name} is for the CPU "{target.mcpu}", which LLVM does not know{hint}')
+
+
 def open_log(target: Target, root: Path = LOGS) -> TuningLog:
     """The tuning log under `root`, with the shipped records that fit the target."""
     from deploy.tuning.log import TuningLog
@@ -95,6 +96,7 @@ def tune(source: SourceModel, target: Target, trials: int, progress: Progress, r
     from deploy.tuning.task import tasks
 
     check_runnable(target)
+    check_code(target)
     lowered, log = lower_for(source, target), open_log(target, root)
     outcome = search(tasks(lowered), target, log, trials, progress)
     progress.update(ProgressEvent("tune", finished=True, message=f"{outcome.trials} candidates measured"))
@@ -106,7 +108,7 @@ def build(
     given: str | Path | SourceModel,
     target: str | Target,
     *,
-    out: Path,
+    out: str | Path,
     trials: int = 0,
     progress: Progress | None = None,
     logs: Path = LOGS,
@@ -125,8 +127,9 @@ def build(
     if trials:
         tune(source, chosen, trials, shown, logs)
     shown.update(ProgressEvent("compile", source.name))
+    check_code(chosen)
     records = TuningLog.read(chosen, [logs, shipped_directory("tuning_logs")])
-    return compile_model(source, chosen, out, records)
+    return compile_model(source, chosen, Path(out), records)
 
 
 def open_device(target: Target) -> Device:
@@ -211,74 +214,6 @@ def first_wrong_tensor(source: SourceModel, target: Target, samples: Samples, fo
     compared = verify.compare(names, expected, outputs, _tolerances(target))
     inner = verify.first_failure(compared[len(source.outputs) :])
     return inner.name if inner else None
-
-
-def make_report(
-    artifact: Artifact,
-    target: Target,
-    tuning: TuningFacts | None,
-    verified: tuple[Verification, Accuracy | None] | None,
-    measured: Measurement,
-) -> Report:
-    """Everything that is known of an artifact, judged."""
-    facts, sizes, kernels = artifact.facts, artifact.facts["sizes"], artifact.facts["kernels"]
-    verification, accuracy = verified if verified is not None else (None, None)
-    tuned = len(kernels["tuned"])
-    report = Report(
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        versions=facts["versions"],
-        artifact=str(artifact.path),
-        target=TargetFacts(target.name, target.fingerprint()),
-        model=ModelFacts(**facts["model"]),
-        operators=facts["operators"],
-        macs=facts["macs"],
-        threads=facts["threads"],
-        sizes=Sizes(sizes["arena_bytes"], sizes["weight_bytes"], sizes["library_bytes"], measured.peak_rss_bytes),
-        tuning=TuningFacts(kernels["count"], tuned, tuning.trials if tuning else 0, tuned),
-        verification=verification,
-        latency=Latency.of(measured.samples_s, measured.how),
-        power=measured.power,
-        energy=measured.energy,
-        checks=(),
-        accuracy=accuracy,
-    )
-    return judged(report, target.budget)
-
-
-def save_report(artifact: Artifact, report: Report) -> Artifact:
-    """Put a report into the artifact's manifest."""
-    return artifact.with_facts(report=json.loads(render_json(report)))
-
-
-def saved_report(artifact: Artifact) -> Report:
-    """The report in an artifact's manifest. Raises InputError where it was never measured."""
-    stored = artifact.facts.get("report")
-    if stored is None:
-        raise InputError(f"{artifact.path} was not measured yet; run `tvm-deploy measure` on it first")
-    return parse_json(json.dumps(stored), str(artifact.path))
-
-
-def judged_again(artifact: Artifact, target: Target) -> Report:
-    """The artifact's last measurement against a target's budgets. Raises InputError where it is of another target."""
-    check_target(target, artifact)
-    return judged(saved_report(artifact), target.budget)
-
-
-def check_same(source: SourceModel, artifact: Artifact) -> None:
-    """Raise InputError where an artifact was built from another model."""
-    if artifact.facts["model"]["sha256"] != source.sha256:
-        given = source.path or source.name
-        raise InputError(f"{artifact.path} was built from another model than {given}; build it again")
-
-
-def check_target(target: Target, artifact: Artifact) -> None:
-    """Raise InputError where an artifact was built for other code generation than the target's."""
-    built = artifact.facts["target"]
-    if built["fingerprint"] != target.fingerprint():
-        raise InputError(
-            f"{artifact.path} was built for {built['name']} ({built['fingerprint']}), "
-            f"not for {target.name} ({target.fingerprint()}); name that target, or build it again"
-        )
 
 
 def evaluate(

@@ -1,21 +1,33 @@
-"""Rewrites of the imported graph that TVM has no pass for: all exact but for the rounding of folded constants."""
+"""Rewrites of the imported graph that TVM has no pass for; all are exact."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from math import isinf
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule, Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-Array = npt.NDArray[np.floating]
-LINEAR = ("relax.nn.conv2d", "relax.matmul")
-AFFINE = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
+Array = npt.NDArray[Any]
+LINEAR = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
+BINARY = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum")
+UNARY = (
+    "relax.nn.relu",
+    "relax.nn.gelu",
+    "relax.nn.gelu_tanh",
+    "relax.nn.silu",
+    "relax.nn.leakyrelu",
+    "relax.sigmoid",
+    "relax.tanh",
+    "relax.exp",
+    "relax.negative",
+    "relax.abs",
+)
+RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+CHAIN = 8  # element-wise operators behind a product that are looked through
 
 
 def op_name(expr: relax.Expr) -> str:
@@ -31,7 +43,8 @@ def array_of(expr: relax.Expr) -> Array | None:
     return None
 
 
-def _shape(expr: relax.Expr) -> tuple[int, ...]:
+def shape_of(expr: relax.Expr) -> tuple[int, ...]:
+    """The static shape of a tensor."""
     return tuple(int(d) for d in expr.ty.shape)
 
 
@@ -52,28 +65,160 @@ class _Clips(PyExprMutator):  # type: ignore[misc]
 
 @mutator
 class _Reshapes(PyExprMutator):  # type: ignore[misc]
-    """Whatever only renames axes → reshape, which costs nothing."""
+    """Whatever only renames axes → one reshape, which costs nothing."""
 
     def visit_call_(self, call: Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         name = op_name(call)
-        if name in ("relax.squeeze", "relax.expand_dims", "relax.flatten"):
-            return relax.op.reshape(call.args[0], _shape(call))
-        if name == "relax.broadcast_to" and _shape(call) == _shape(call.args[0]):
+        if name in RESHAPES:
+            return self._reshape(call.args[0], shape_of(call))
+        if name == "relax.stack":
+            return self._stack(call)
+        if name == "relax.broadcast_to" and shape_of(call) == shape_of(call.args[0]):
             return call.args[0]
         if name == "relax.permute_dims" and _moves_only_units(call):
-            return relax.op.reshape(call.args[0], _shape(call))
+            return self._reshape(call.args[0], shape_of(call))
         return call
+
+    def _stack(self, call: Call) -> relax.Expr:
+        """Concatenation of the parts with one more axis: layout conversion fails on stack."""
+        parts = _bound(self.builder_, call.args[0])
+        if not isinstance(parts, relax.Tuple):
+            return call
+        shape = list(shape_of(call))
+        axis = (int(call.attrs.axis) if call.attrs.axis is not None else 0) % len(shape)
+        shape[axis] = 1
+        return relax.op.concat([self.builder_.emit(relax.op.reshape(part, shape)) for part in parts.fields], axis)
+
+    def _reshape(self, value: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
+        before = _bound(self.builder_, value)
+        if op_name(before) == "relax.reshape":
+            value = before.args[0]
+        return value if shape_of(value) == shape else relax.op.reshape(value, shape)
+
+
+def _bound(builder: relax.BlockBuilder, expr: relax.Expr) -> relax.Expr:
+    """What the variable `expr` is bound to, or `expr` itself."""
+    found = builder.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+    return expr if found is None else found
 
 
 def _moves_only_units(call: Call) -> bool:
-    shape = _shape(call.args[0])
+    shape = shape_of(call.args[0])
     axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else list(range(len(shape)))[::-1]
     moved = [axis % len(shape) for axis in axes if shape[axis] != 1]
     return moved == sorted(moved)
 
 
-def _per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.Pass:
+@mutator
+class _Conv1d(PyExprMutator):  # type: ignore[misc]
+    """conv1d → conv2d over an image of height 1, which has fast kernels."""
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        if op_name(call) != "relax.nn.conv1d":
+            return call
+        attrs = call.attrs
+        layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout)
+        if layouts not in (("NCW", "OIW", "NCW"), ("NCW", "OIW", "")):
+            return call
+        data, weight = (self.builder_.emit(relax.op.expand_dims(arg, 2)) for arg in call.args)
+        left, right = (int(p) for p in attrs.padding)
+        image = relax.op.nn.conv2d(
+            data,
+            weight,
+            strides=(1, int(attrs.strides[0])),
+            padding=(0, left, 0, right),
+            dilation=(1, int(attrs.dilation[0])),
+            groups=int(attrs.groups),
+            out_dtype=attrs.out_dtype,
+        )
+        return relax.op.reshape(self.builder_.emit(image), shape_of(call))
+
+
+@mutator
+class _SunkReshapes(PyExprMutator):  # type: ignore[misc]
+    """product → reshape → element-wise becomes product → element-wise → reshape, which is one kernel."""
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        if op_name(call) not in (*UNARY, *BINARY):
+            return call
+        for index, operand in enumerate(call.args):
+            inner = self._behind_reshape(operand)
+            moved = _moved_operands(call, index, inner) if inner is not None else None
+            if moved is not None:
+                outer = Call(call.op, [self._emitted(arg) for arg in moved], call.attrs, call.ty_args)
+                return relax.op.reshape(self.builder_.emit(outer), shape_of(call))
+        return call
+
+    def _emitted(self, expr: relax.Expr) -> relax.Expr:
+        return expr if isinstance(expr, relax.Var | GenericConst) else self.builder_.emit(expr)
+
+    def _behind_reshape(self, operand: relax.Expr) -> relax.Expr | None:
+        """What `operand` is a reshaped form of, if that is a product with element-wise operators behind it."""
+        bound = _bound(self.builder_, operand)
+        if op_name(bound) not in RESHAPES or not self._is_product(bound.args[0], CHAIN):
+            return None
+        return bound.args[0]
+
+    def _is_product(self, expr: relax.Expr, steps: int) -> bool:
+        bound = _bound(self.builder_, expr)
+        if op_name(bound) in LINEAR:
+            return True
+        elementwise = steps > 0 and op_name(bound) in (*UNARY, *BINARY)
+        return elementwise and any(self._is_product(arg, steps - 1) for arg in bound.args)
+
+
+def _moved_operands(call: Call, index: int, inner: relax.Expr) -> list[relax.Expr] | None:
+    """The operands of `call` in the shape of `inner`, which operand `index` is a reshape of; nothing if impossible."""
+    if shape_of(call) != shape_of(call.args[index]):
+        return None
+    if len(call.args) == 1:
+        return [inner]
+    other = call.args[1 - index]
+    values = array_of(other)
+    if values is not None:
+        moved = _moved_constant(values, shape_of(call), shape_of(inner))
+        other = relax.const(moved) if moved is not None else None
+    elif shape_of(other) == shape_of(call):
+        other = relax.op.reshape(other, shape_of(inner))
+    else:
+        other = None
+    if other is None:
+        return None
+    return [inner, other] if index == 0 else [other, inner]
+
+
+def _moved_constant(values: Array, shape: tuple[int, ...], inner: tuple[int, ...]) -> Array | None:
+    """A constant that is broadcast to `shape` in a form that is broadcast to `inner`, the same elements reshaped."""
+    if values.size == 1:
+        return values.reshape(())
+    if values.ndim == 0 or values.ndim > len(shape):
+        return None
+    if shape[-1] == inner[-1] and values.shape[-1] == values.size:
+        return values.reshape(-1)
+    full = (1,) * (len(shape) - values.ndim) + values.shape
+    for axis in range(len(inner)):
+        if inner[axis] == 1 and inner[:axis] + inner[axis + 1 :] == shape:
+            return values.reshape((*full[:axis], 1, *full[axis:]))
+    return None
+
+
+@mutator
+class _Takes(PyExprMutator):  # type: ignore[misc]
+    """take with indices that a caller passes: one outside the table reads its edge, not another's memory."""
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        if op_name(call) != "relax.take" or str(call.attrs.mode) != "fast":
+            return call
+        return relax.op.take(call.args[0], call.args[1], call.attrs.axis, mode="clip")
+
+
+def per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.Pass:
+    """A pass that applies a mutator to `main`."""
+
     def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         changed = rewrite(mod)
         changed.builder_.update_func(mod.get_global_var("main"), changed.visit_expr(mod["main"]))
@@ -84,133 +229,24 @@ def _per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.P
 
 def rewrite_clips() -> tvm.ir.transform.Pass:
     """Pass: relax.clip → relax.maximum, relax.minimum."""
-    return _per_function(_Clips, "RewriteClips")
+    return per_function(_Clips, "RewriteClips")
 
 
 def rewrite_reshapes() -> tvm.ir.transform.Pass:
-    """Pass: squeeze, expand_dims, flatten and transposes of unit axes → relax.reshape."""
-    return _per_function(_Reshapes, "RewriteReshapes")
+    """Pass: squeeze, expand_dims, flatten, transposes of unit axes and chains of them → one relax.reshape."""
+    return per_function(_Reshapes, "RewriteReshapes")
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """scale * linear(x) + shift, both [channels] of the last axis; `folded` counts the operators in it."""
-
-    linear: Call
-    scale: Array
-    shift: Array
-    folded: int = 0
+def rewrite_conv1d() -> tvm.ir.transform.Pass:
+    """Pass: relax.nn.conv1d → relax.nn.conv2d between two reshapes."""
+    return per_function(_Conv1d, "RewriteConv1d")
 
 
-def _channel_constant(expr: relax.Expr, channels: int) -> Array | None:
-    values = array_of(expr)
-    if values is None or values.size not in (1, channels) or (values.ndim and values.shape[-1] != values.size):
-        return None
-    return np.broadcast_to(values.reshape(-1), (channels,)).astype(np.float64)
+def sink_reshapes() -> tvm.ir.transform.Pass:
+    """Pass: a reshape between a product and element-wise operators moves behind them."""
+    return per_function(_SunkReshapes, "SinkReshapes")
 
 
-def _start(call: Call) -> _Affine | None:
-    """The trivial affine form of a convolution or product with a constant float weight, channels last."""
-    weight = array_of(call.args[1]) if op_name(call) in LINEAR else None
-    if weight is None or weight.dtype != np.float32 or len(_shape(call)) < 2:
-        return None
-    if op_name(call) == "relax.nn.conv2d":
-        attrs = call.attrs
-        if attrs.data_layout != "NHWC" or attrs.out_layout != "NHWC" or attrs.kernel_layout != "HWIO":
-            return None
-    elif weight.ndim != 2:
-        return None
-    channels = _shape(call)[-1]
-    return _Affine(call, np.ones(channels), np.zeros(channels))
-
-
-def _extend(form: _Affine, call: Call, constant: Array, constant_first: bool) -> _Affine | None:
-    """The form after one more per-channel operator, or nothing where it is not affine."""
-    name = op_name(call).removeprefix("relax.")
-    scale, shift, count = form.scale, form.shift, form.folded + 1
-    if name == "add":
-        return _Affine(form.linear, scale, shift + constant, count)
-    if name == "multiply":
-        return _Affine(form.linear, scale * constant, shift * constant, count)
-    if constant_first:
-        return _Affine(form.linear, -scale, constant - shift, count) if name == "subtract" else None
-    if name == "subtract":
-        return _Affine(form.linear, scale, shift - constant, count)
-    return _Affine(form.linear, scale / constant, shift / constant, count) if np.all(constant != 0) else None
-
-
-def _grown(call: Call, forms: dict[relax.Var, _Affine]) -> tuple[relax.Var, _Affine] | None:
-    """The operand that `call` extends and the form that results."""
-    if op_name(call) not in AFFINE:
-        return None
-    for operand, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
-        form = forms.get(operand) if isinstance(operand, relax.Var) else None
-        constant = _channel_constant(other, len(form.scale)) if form is not None else None
-        if form is not None and constant is not None and _shape(call) == _shape(operand):
-            grown = _extend(form, call, constant, constant_first=other.same_as(call.args[0]))
-            return (operand, grown) if grown is not None else None
-    return None
-
-
-def _uses(function: relax.Function) -> Counter[relax.Var]:
-    counts: Counter[relax.Var] = Counter()
-    for block in function.body.blocks:
-        for binding in block.bindings:
-            relax.analysis.post_order_visit(
-                binding.value, lambda e: counts.update([e]) if isinstance(e, relax.Var) else None
-            )
-    relax.analysis.post_order_visit(
-        function.body.body, lambda e: counts.update([e]) if isinstance(e, relax.Var) else None
-    )
-    return counts
-
-
-def _emit(var: relax.Var, form: _Affine) -> list[relax.VarBinding]:
-    """Bindings for one convolution or product with scaled weights and one addition."""
-    data, weight = form.linear.args
-    scaled = (array_of(weight) * form.scale).astype(np.float32)
-    linear = Call(form.linear.op, [data, relax.const(scaled)], form.linear.attrs, form.linear.ty_args)
-    inner = relax.DataflowVar(f"{var.name}_linear", form.linear.ty)
-    total = relax.op.add(inner, relax.const(form.shift.astype(np.float32)))
-    return [relax.VarBinding(inner, linear), relax.VarBinding(var, total)]
-
-
-def _fold_block(block: relax.BindingBlock, uses: Counter[relax.Var]) -> relax.BindingBlock:
-    forms: dict[relax.Var, _Affine] = {}
-    absorbed: set[relax.Var] = set()
-    for binding in block.bindings:
-        if not isinstance(binding.value, Call):
-            continue
-        grown = _grown(binding.value, forms)
-        form = grown[1] if grown else _start(binding.value)
-        if grown and uses[grown[0]] == 1:
-            absorbed.add(grown[0])
-        elif grown:
-            form = None  # another reader needs the value in between
-        if form is not None:
-            forms[binding.var] = form
-    bindings: list[relax.Binding] = []
-    for binding in block.bindings:
-        form = forms.get(binding.var)
-        if binding.var in absorbed:
-            continue
-        bindings.extend(_emit(binding.var, form) if form is not None and form.folded else [binding])
-    return type(block)(bindings)
-
-
-def fold_affine() -> tvm.ir.transform.Pass:
-    """Pass: per-channel add, subtract, multiply and divide behind a linear operator → its weights and one bias.
-
-    This is how a batch normalization in inference form disappears.
-    """
-
-    def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        main = mod["main"]
-        uses = _uses(main)
-        blocks = [_fold_block(block, uses) for block in main.body.blocks]
-        body = relax.SeqExpr(blocks, main.body.body)
-        changed = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
-        result = IRModule({**dict(mod.functions.items()), mod.get_global_var("main"): changed})
-        return relax.transform.Normalize()(result)
-
-    return tvm.transform.module_pass(run, opt_level=0, name="FoldAffine")
+def rewrite_takes() -> tvm.ir.transform.Pass:
+    """Pass: relax.take never reads outside its table."""
+    return per_function(_Takes, "RewriteTakes")

@@ -23,12 +23,9 @@ from deploy.errors import InputError, ToolError
 from deploy.model_spec import TensorSpec
 
 Array = npt.NDArray[np.generic]
-DTYPE_CODES = {
-    name: code
-    for code, name in enumerate(
-        "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64".split()
-    )
-}  # the order of enum tvm_deploy_dtype
+_INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+_DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")  # in the order of enum tvm_deploy_dtype
+DTYPE_CODES = {name: code for code, name in enumerate(_DTYPES)}
 
 
 class _Tensor(ctypes.Structure):
@@ -149,4 +146,3 @@ def _pack(arrays: tuple[Array, ...], specs: tuple[TensorSpec, ...]) -> tuple[cty
         tensor.ndim = array.ndim
         tensor.dtype = DTYPE_CODES[spec.dtype]
     return tensors, ctypes.c_int32(len(arrays))
-

@@ -1,10 +1,13 @@
 """What all tests share: a fixed seed, golden files, and an environment that does not leak in."""
 
+import contextlib
 import difflib
+import io
 import os
 import random
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -58,3 +61,53 @@ def golden(request):
             pytest.fail(f"tests/golden/{name} differs (--update-golden accepts it):\n{changes}", pytrace=False)
 
     return check
+
+
+class Ran(NamedTuple):
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments):
+    """Run the command line in this process, where TVM is loaded only once, as if its output were piped."""
+    from deploy.cli import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse's own
+            code = end.code
+        out.flush()
+        err.flush()
+    return Ran(code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode())
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """Return run_cli; the working folder is an empty one, so that default output folders are."""
+    monkeypatch.chdir(tmp_path)
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def conv_onnx(tmp_path_factory):
+    """The file of a small ONNX model: convolution, batch norm, relu, pool, reshape, dense."""
+    import onnx
+    from models import onnx_models
+
+    file = tmp_path_factory.mktemp("models") / "conv.onnx"
+    onnx.save(onnx_models.conv_net(1), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory, conv_onnx):
+    """`run` of conv_onnx on this machine, untuned: the artifact's folder (never to be changed), and what it wrote."""
+    folder = tmp_path_factory.mktemp("deployed")
+    out = folder / "conv"
+    arguments = ("--target", "host", "--trials", 0, "--out", out, "--logs", folder / "logs")
+    return out, run_cli("run", conv_onnx, *arguments)

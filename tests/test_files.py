@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import InputError, ToolError
-from deploy.files import atomic_directory, write_bytes, write_text
+from deploy.files import atomic_directory, check_directory, write_bytes, write_text
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -288,3 +288,25 @@ def test_two_builders_of_one_name_both_finish_whole(tmp_path):
         assert first.is_dir()
     assert os.listdir(tmp_path / "a") == ["manifest"]
     assert os.listdir(tmp_path) == ["a"]
+
+
+# --- asking beforehand ---
+
+
+def test_a_folder_that_could_be_written_passes(tmp_path):
+    build(tmp_path / "old")
+    (tmp_path / "empty").mkdir()
+    for good in ("old", "empty", "new", "a/b/new"):
+        check_directory(tmp_path / good, marker="manifest")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "old"]
+
+
+def test_what_would_be_refused_later_is_refused_beforehand(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    fill(tmp_path / "full", {"thesis": "x"})
+    for bad in ("file", "full", "file/inner", "file/inner/more"):
+        with pytest.raises(InputError, match=r"cannot write|will not replace"):
+            check_directory(tmp_path / bad, marker="manifest")
+    with mounted(tmp_path / "ro", "ro") as folder, pytest.raises(InputError, match="the file system is read-only"):
+        check_directory(folder / "a" / "b", marker="manifest")

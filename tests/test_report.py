@@ -199,6 +199,20 @@ def test_reading_just_above_its_limit_is_shown_above_it():
     assert "131073 B" in text
 
 
+def test_a_reason_that_power_and_energy_share_is_told_once():
+    why = "no RAPL; no hwmon"
+    estimated = replace(passing(), power=EnergyReading(15.0, 1.0, "estimated", "declared 15 W", reason=why),
+                        energy=EnergyReading(1e-5, 1e-6, "estimated", "declared 15 W", reason=why))  # fmt: skip
+    text = render_text(estimated)
+    assert "15 W (estimated, declared 15 W: no RAPL; no hwmon)" in text
+    assert "10 uJ per inference (estimated, declared 15 W)" in text
+    nothing = EnergyReading(None, 1.0, "measured", "no meter", reason=why)
+    text = render_markdown(replace(passing(), power=nothing, energy=nothing))
+    assert text.count(why) == 1
+    assert "not measured, as the power" in text
+    assert render_text(replace(estimated, power=None)).count(why) == 1
+
+
 # --- Markdown ---
 
 

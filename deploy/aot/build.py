@@ -12,14 +12,17 @@ from tvm.target import Target as TvmTarget
 
 from deploy import shell
 from deploy.aot import emit
+from deploy.aot.emit_extras import example, exports, weights_assembly
+from deploy.aot.emit_header import header
+from deploy.aot.emit_source import source
 from deploy.aot.plan import Plan, lifetimes, plan
 from deploy.aot.plan_check import violations
 from deploy.aot.weights import pack_weights
 from deploy.errors import ToolError
 from deploy.graph import COPY, Call, Graph, Tensor
 from deploy.kernels.plain import PlainKernel, build_object, to_plain
-from deploy.lower import LoweredModel
-from deploy.model_spec import TensorSpec
+from deploy.lower import LoweredModel, explained
+from deploy.model_spec import TensorSpec, unique
 from deploy.target import Target
 
 LIBRARY = "libmodel.so"
@@ -41,7 +44,7 @@ def _with_workspaces(graph: Graph, kernels: Mapping[str, PlainKernel]) -> Graph:
     tensors, calls = dict(graph.tensors), []
     for number, call in enumerate(graph.calls):
         sizes = kernels[call.kernel].workspace_bytes if call.kernel != COPY else ()
-        names = tuple(f"w{number}_{i}" for i in range(len(sizes)))
+        names = tuple(unique((f"w{number}_{i}" for i in range(len(sizes))), tensors))
         for name, size in zip(names, sizes, strict=True):
             tensors[name] = Tensor(name, (size,), "uint8", "workspace")
         calls.append(Call(call.kernel, call.inputs, call.outputs, names))
@@ -65,31 +68,36 @@ def _cc(command: list[str], folder: Path) -> None:
 
 
 def _write_sources(folder: Path, layout: emit.Layout, weights: bytes) -> None:
-    source = folder / "src"
-    source.mkdir()
-    for name in ("tvm_deploy.h",):
-        (folder / name).write_bytes(files("deploy.aot").joinpath("c", name).read_bytes())
-    for name in ("tvm_ffi.c", *(["pool.c"] if layout.threads > 1 else [])):
-        (source / name).write_bytes(files("deploy.aot").joinpath("c", name).read_bytes())
-    (folder / "model.h").write_text(emit.header(layout))
-    (folder / "model_example.c").write_text(emit.example(layout))
-    (source / "model.c").write_text(emit.source(layout))
-    (source / "weights.bin").write_bytes(weights)
-    (source / "weights.S").write_text(emit.weights_assembly(layout.prefix, "weights.bin"))
-    (source / "exports.map").write_text(emit.exports(layout.prefix))
+    inside = folder / "src"
+    inside.mkdir()
+    for where, name in ((folder, "tvm_deploy.h"), (inside, "tvm_ffi.c"), (inside, "pool.c")):
+        if name != "pool.c" or layout.threads > 1:
+            (where / name).write_bytes(files("deploy.aot").joinpath("c", name).read_bytes())
+    texts = {
+        folder / "model.h": header(layout),
+        folder / "model_example.c": example(layout),
+        inside / "model.c": source(layout),
+        inside / "weights.S": weights_assembly(layout.prefix, "weights.bin"),
+        inside / "exports.map": exports(layout.prefix),
+    }
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    (inside / "weights.bin").write_bytes(weights)
 
 
 def _link(folder: Path, layout: emit.Layout, target: Target) -> None:
     """Compile the C sources and link the shared library; undefined symbols are an error."""
     from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 
-    source, compiler = folder / "src", [*_compiler(target), "-I.."]
-    inputs = len(layout.inputs)
-    counts = [f"-DMODEL={layout.prefix}", f"-DMODEL_TENSORS={inputs + len(layout.outputs)}", f"-DMODEL_INPUTS={inputs}"]
+    source, compiler, prefix = folder / "src", [*_compiler(target), "-I.."], layout.prefix
+    names = {"CALL": f"{prefix}_call", "DESCRIBE": f"{prefix}_describe", "STATUS_TEXT": f"{prefix}_status_text"}
+    counts = {"INPUTS": len(layout.inputs), "TENSORS": len(layout.inputs) + len(layout.outputs)}
+    facts = {"FFI": f"__tvm_ffi_{prefix}", **names, **counts}
+    defined = [f"-DMODEL_{name}={value}" for name, value in facts.items()]
     ffi = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
     _cc([*compiler, "-c", "model.c", "-o", "model.o"], source)
     _cc([*compiler, "-c", "weights.S", "-o", "weights.o"], source)
-    _cc([*compiler, *counts, *ffi, "-c", "tvm_ffi.c", "-o", "tvm_ffi.o"], source)
+    _cc([*compiler, *defined, *ffi, "-c", "tvm_ffi.c", "-o", "tvm_ffi.o"], source)
     objects = ["model.o", "weights.o", "tvm_ffi.o", "kernels.o"]
     if layout.threads > 1:
         _cc([*compiler, f"-DPOOL_THREADS={layout.threads}", "-c", "pool.c", "-o", "pool.o"], source)
@@ -117,15 +125,18 @@ def build(
     Raises ToolError where a compiler is missing or fails.
     """
     tvm_target = TvmTarget(target.tvm)
-    kernels = {name: to_plain(func, emit.kernel_symbol(prefix, name), tvm_target) for name, func in scheduled.items()}
+    kernels = {}
+    for name, func in scheduled.items():
+        with explained(f"kernel {name} of model '{model.name}'"):
+            kernels[name] = to_plain(func, emit.kernel_symbol(prefix, name), tvm_target)
     graph = _with_workspaces(model.graph, kernels)
     memory, weights = _checked_plan(graph), pack_weights(graph)
-    title = f"{model.name} for {target.name}".replace("*/", "* /").replace("\\", "/")
     layout = emit.Layout(
-        prefix, title, graph, memory, weights.offsets, len(weights.data), ends[0], ends[1], target.threads
+        prefix, model.name, target.name, graph, memory, weights.offsets, len(weights.data), *ends, target.threads
     )
     _write_sources(folder, layout, weights.data)
-    build_object(list(kernels.values()), tvm_target, str(folder / "src" / "kernels.o"))
+    with explained(f"the kernels of model '{model.name}'"):
+        build_object(list(kernels.values()), tvm_target, str(folder / "src" / "kernels.o"))
     _link(folder, layout, target)
     library_bytes = (folder / LIBRARY).stat().st_size
     return graph, memory, Sizes(memory.arena_bytes, memory.bound_bytes, len(weights.data), library_bytes)

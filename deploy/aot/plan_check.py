@@ -5,6 +5,8 @@ from __future__ import annotations
 from deploy.aot.plan import ALIGNMENT, Plan
 from deploy.graph import Graph
 
+Piece = tuple[int, int, str]  # of the arena: from byte, to byte (excluded), the tensor written there last
+
 
 def violations(graph: Graph, plan: Plan) -> list[str]:
     """What is wrong with `plan`, one sentence each; empty where nothing is.
@@ -17,22 +19,27 @@ def violations(graph: Graph, plan: Plan) -> list[str]:
         for name, offset in plan.offsets.items()
         if offset % ALIGNMENT or offset < 0
     ]
-    owners: list[tuple[int, int, str]] = []  # disjoint pieces: from, to, tensor
+    owners: list[Piece] = []
     for number, call in enumerate(graph.calls):
-        reads = _planned(graph, plan, call.inputs)
-        writes = _planned(graph, plan, call.written)
+        reads, writes = (_planned(graph, plan, names) for names in (call.inputs, call.written))
+        where = f"call {number} ({call.kernel})"
         for name, (start, stop) in reads.items():
-            held = sum(min(stop, b) - max(start, a) for a, b, owner in owners if owner == name and a < stop and start < b)
+            held = _held(owners, start, stop, name)
             if held != stop - start:
-                problems.append(f"call {number} ({call.kernel}) reads {name}, of which {stop - start - held} bytes are lost")
+                problems.append(f"{where} reads {name}, of which {stop - start - held} bytes are lost")
         for name, (start, stop) in writes.items():
             if stop > plan.arena_bytes:
                 problems.append(f"{name} ends at {stop}, beyond the arena of {plan.arena_bytes} bytes")
-            clashes = [other for other, (a, b) in reads.items() if other != name and a < stop and start < b]
+            clashes = [other for other, (a, b) in reads.items() if a < stop and start < b]
             clashes += [other for other, (a, b) in writes.items() if other < name and a < stop and start < b]
-            problems += [f"call {number} ({call.kernel}) writes {name} over {other}" for other in clashes]
-            owners = _without(owners, start, stop) + [(start, stop, name)]
+            problems += [f"{where} writes {name} over {other}" for other in clashes]
+            owners = [*_without(owners, start, stop), (start, stop, name)]
     return problems
+
+
+def _held(owners: list[Piece], start: int, stop: int, name: str) -> int:
+    """Bytes from `start` to `stop` that are still as `name` was written."""
+    return sum(min(stop, b) - max(start, a) for a, b, owner in owners if owner == name and a < stop and start < b)
 
 
 def _planned(graph: Graph, plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -45,7 +52,7 @@ def _planned(graph: Graph, plan: Plan, names: tuple[str, ...]) -> dict[str, tupl
     return found
 
 
-def _without(owners: list[tuple[int, int, str]], start: int, stop: int) -> list[tuple[int, int, str]]:
+def _without(owners: list[Piece], start: int, stop: int) -> list[Piece]:
     """The pieces with everything from `start` to `stop` cut out."""
     kept = []
     for a, b, owner in owners:

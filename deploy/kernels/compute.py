@@ -17,18 +17,28 @@ ROLE = "deploy.role"
 
 @dataclass(frozen=True)
 class Window:
-    """A convolution's geometry: stride, dilation (h, w) and padding (top, left, bottom, right), in pixels."""
+    """A convolution's geometry: stride, dilation (h, w) and padding (top, left, bottom, right), in pixels.
+
+    spread: the input's pixels lie this far apart with zeros between them, as a transposed convolution has it.
+    """
 
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    spread: tuple[int, int] = (1, 1)
 
     def output(self, size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
         """Output height and width for an input `size` and a `kernel` size."""
+        height, width = self.padded(size)
+        rows = (height - self.dilation[0] * (kernel[0] - 1) - 1) // self.stride[0] + 1
+        columns = (width - self.dilation[1] * (kernel[1] - 1) - 1) // self.stride[1] + 1
+        return rows, columns
+
+    def padded(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the input `size` with zeros between and around its pixels."""
         top, left, bottom, right = self.padding
-        height = (size[0] + top + bottom - self.dilation[0] * (kernel[0] - 1) - 1) // self.stride[0] + 1
-        width = (size[1] + left + right - self.dilation[1] * (kernel[1] - 1) - 1) // self.stride[1] + 1
-        return height, width
+        height, width = ((n - 1) * step + 1 for n, step in zip(size, self.spread, strict=True))
+        return height + top + bottom, width + left + right
 
 
 def _role(name: str) -> dict[str, str]:
@@ -36,18 +46,21 @@ def _role(name: str) -> dict[str, str]:
 
 
 def _padded(data: te.Tensor, window: Window) -> te.Tensor:
-    top, left, bottom, right = window.padding
-    if not any(window.padding):
+    top, left, _, _ = window.padding
+    if not any(window.padding) and window.spread == (1, 1):
         return data
     batch, height, width, channels = data.shape
+    step_h, step_w = window.spread
     zero = tirx.const(0, data.dtype)
 
     def inside(n, h, w, c):  # type: ignore[no-untyped-def]
-        within = tirx.all(h >= top, h < height + top, w >= left, w < width + left)
-        return tirx.if_then_else(within, data[n, h - top, w - left, c], zero)
+        rows, columns = (height - 1) * step_h + 1, (width - 1) * step_w + 1
+        within = [h >= top, h < rows + top, w >= left, w < columns + left]
+        within += [tirx.floormod(at, step) == 0 for at, step in ((h - top, step_h), (w - left, step_w)) if step > 1]
+        source = data[n, tirx.floordiv(h - top, step_h), tirx.floordiv(w - left, step_w), c]
+        return tirx.if_then_else(tirx.all(*within), source, zero)
 
-    shape = (batch, height + top + bottom, width + left + right, channels)
-    return te.compute(shape, inside, name="pad", attrs=_role("pad"))
+    return te.compute((batch, *window.padded((height, width)), channels), inside, name="pad", attrs=_role("pad"))
 
 
 def conv2d(data: te.Tensor, weight: te.Tensor, channels: int, window: Window) -> te.Tensor:

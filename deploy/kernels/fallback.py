@@ -47,6 +47,8 @@ def _parallel(sch: Schedule, loops: list[LoopRV], inner_work: int, machine: Mach
 
 
 def _elementwise(sch: Schedule, block: SBlockRV, machine: Machine) -> None:
+    if not sch.get_loops(block):  # a scalar
+        return
     *outer, last = sch.get_loops(block)
     extent = int(sch.get(last).extent)
     lanes = _lanes(extent, machine)

@@ -5,12 +5,12 @@ An operator that no packed kernel computes keeps TVM's own definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from tvm import relax
+from tvm import relax, te, topi
 from tvm.ir import Call, GenericConst
 
 from deploy.kernels import compute, packing
@@ -66,9 +66,7 @@ def conv2d(machine: Machine) -> Legalize:
             return _upstream(bb, call)
         kernel = _as_hwio(weight, attrs.kernel_layout, groups)
         channels = int(kernel.shape[3])
-        window = compute.Window(
-            tuple(map(int, attrs.strides)), tuple(map(int, attrs.dilation)), tuple(map(int, attrs.padding))
-        )
+        window = compute.Window(_pair(attrs.strides), _pair(attrs.dilation), _four(attrs.padding))
         if groups == 1:
             lanes = packing.lanes_for(channels, machine.lanes(32))
             packed = relax.const(packing.pack_channels(kernel, lanes))
@@ -80,6 +78,58 @@ def conv2d(machine: Machine) -> Legalize:
         return _upstream(bb, call)
 
     return legalize
+
+
+def conv2d_transpose(machine: Machine) -> Legalize:
+    """Legalize relax.nn.conv2d_transpose: as a convolution over the input with zeros between its pixels.
+
+    With groups or a computed weight it is TVM's own kernel, which knows one layout, between transposes.
+    """
+
+    def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
+        data, attrs = call.args[0], call.attrs
+        weight, groups = _array(call.args[1]), int(attrs.groups)
+        nhwc = attrs.data_layout == "NHWC" and attrs.out_layout in ("", "NHWC")
+        if weight is None or not nhwc or groups != 1 or not _is_float(data):
+            return _transposed_upstream(bb, call)
+        kernel = weight.transpose([attrs.kernel_layout.index(axis) for axis in "HWIO"])[::-1, ::-1]
+        height, width, _, channels = kernel.shape
+        (top, left, bottom, right), (dilate_h, dilate_w) = _four(attrs.padding), _pair(attrs.dilation)
+        more_h, more_w = _pair(attrs.output_padding)
+        reach_h, reach_w = dilate_h * (height - 1), dilate_w * (width - 1)
+        padding = (reach_h - top, reach_w - left, reach_h - bottom + more_h, reach_w - right + more_w)
+        window = compute.Window((1, 1), (dilate_h, dilate_w), padding, _pair(attrs.strides))
+        lanes = packing.lanes_for(channels, machine.lanes(32))
+        packed = relax.const(packing.pack_channels(kernel, lanes))
+        return _emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
+
+    return legalize
+
+
+def _transposed_upstream(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
+    attrs = call.attrs
+    data_axes, kernel_axes = str(attrs.data_layout), str(attrs.kernel_layout)
+    strides, padding, more = (tuple(map(int, a)) for a in (attrs.strides, attrs.padding, attrs.output_padding))
+    dilation, groups = _pair(attrs.dilation), int(attrs.groups)
+
+    def transposed_conv2d(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        nchw = topi.transpose(data, [data_axes.index(axis) for axis in "NCHW"])
+        iohw = topi.transpose(weight, [kernel_axes.index(axis) for axis in "IOHW"])
+        spread = topi.nn.dilate(iohw, (1, 1, *dilation)) if dilation != (1, 1) else iohw
+        result = topi.nn.group_conv2d_transpose_nchw(nchw, spread, strides, padding, data.dtype, more, groups)
+        return topi.transpose(result, ["NCHW".index(axis) for axis in data_axes])
+
+    return bb.call_te(transposed_conv2d, *call.args)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = (int(value) for value in values)
+    return first, second
+
+
+def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(value) for value in values)
+    return top, left, bottom, right
 
 
 def matmul(machine: Machine) -> Legalize:
@@ -98,4 +148,8 @@ def matmul(machine: Machine) -> Legalize:
 
 def legalizations(machine: Machine) -> dict[str, Legalize]:
     """What LegalizeOps shall use in place of TVM's own definitions."""
-    return {"relax.nn.conv2d": conv2d(machine), "relax.matmul": matmul(machine)}
+    return {
+        "relax.nn.conv2d": conv2d(machine),
+        "relax.nn.conv2d_transpose": conv2d_transpose(machine),
+        "relax.matmul": matmul(machine),
+    }

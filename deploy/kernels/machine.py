@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+THREAD_STACK_BYTES = 128 * 1024  # that a kernel may use in a thread: the smallest stack that a C library gives one
+
 
 @dataclass(frozen=True)
 class Machine:

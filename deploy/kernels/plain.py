@@ -16,9 +16,11 @@ from tvm_ffi import structural_map, structural_walk
 
 from deploy.errors import ToolError
 from deploy.kernels.buffers import buffer_bytes
+from deploy.kernels.machine import THREAD_STACK_BYTES
+from deploy.kernels.mathematics import expand
 
-STACK_BYTES = 4096  # an intermediate buffer up to this size is a local variable
-THREAD_STACK_BYTES = 128 * 1024  # inside a parallel loop every buffer is one, up to this sum
+# An intermediate buffer up to this size is a local variable; inside a parallel loop every one is.
+STACK_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def _with_pointer_parameters(func: tirx.PrimFunc) -> tirx.PrimFunc:
     pointers = [_pointer(f"{buffer.name}_ptr", str(buffer.ty.dtype)) for buffer in func.params]
     declared = [tirx.DeclBuffer(b, data=p) for b, p in zip(func.params, pointers, strict=True)]
     success = tirx.Return(tirx.const(0, "int32"))
-    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, func.body, success]), PrimType("int32"), func.attrs)
+    body = tirx.SeqStmt([*declared, expand(func.body), success])
+    return tirx.PrimFunc(pointers, body, PrimType("int32"), func.attrs)
 
 
 def _allocations(body: tirx.Stmt) -> list[tirx.Buffer]:
@@ -97,7 +100,8 @@ def _with_workspaces(func: tirx.PrimFunc, name: str) -> PlainKernel:
     stack = sum(map(buffer_bytes, local))
     if stack > THREAD_STACK_BYTES:
         raise ToolError(f"kernel {name} needs {stack} bytes of stack a thread, more than {THREAD_STACK_BYTES}")
-    large = [b for b in _allocations(func.body) if buffer_bytes(b) > STACK_BYTES and not any(b.same_as(x) for x in local)]
+    shared = [b for b in _allocations(func.body) if not any(b.same_as(other) for other in local)]
+    large = [b for b in shared if buffer_bytes(b) > STACK_BYTES]
     pointers = [_pointer(f"workspace_{i}", str(b.ty.dtype)) for i, b in enumerate(large)]
 
     def replace(node: tirx.AllocBuffer) -> tirx.Stmt:

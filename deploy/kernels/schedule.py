@@ -15,9 +15,9 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from deploy.kernels.buffers import buffer_bytes
+from deploy.kernels.buffers import buffer_bytes, element_bytes
 from deploy.kernels.compute import ROLE
-from deploy.kernels.machine import Machine
+from deploy.kernels.machine import THREAD_STACK_BYTES, Machine
 
 REDUCTION_AXIS = tirx.IterVar.CommReduce
 PARALLEL_MACS = 200_000  # a smaller kernel is done before a second thread has started
@@ -142,12 +142,16 @@ def _last_block(sch: Schedule, unpack: SBlockRV) -> SBlockRV:
     return block
 
 
-def _pixel_and_channel_loops(sch: Schedule, last: SBlockRV, pixel_axes: int) -> tuple[list[LoopRV], LoopRV]:
-    """The last block's loops as exactly `pixel_axes` pixel loops and one channel loop."""
+def _pixel_and_channel_loops(sch: Schedule, accumulate: SBlockRV, last: SBlockRV) -> tuple[list[LoopRV], LoopRV]:
+    """The last block's loops as one loop for each pixel axis of the accumulation, and one channel loop."""
     shape = [int(axis.dom.extent) for axis in sch.get(last).iter_vars]
+    pixel_axes = len(sch.get(accumulate).writes[0].source.ty.shape) - 2
     if pixel_axes < len(shape) - 1:
         _, height, width, _ = shape  # a pointwise kernel: its accumulator has one axis for all pixels
         sch.transform_block_layout(last, lambda n, h, w, c: ((n * height + h) * width + w, c))
+        # The same layout again, for its side effect: TVM simplifies the position that `last` reads to the new axis.
+        # Otherwise it does not see that a block of pixels across the end of a row is one piece, and fails.
+        sch.transform_layout(accumulate, ("write", 0), lambda pixel, block, lane: (pixel, block, lane))
     *pixels, channel = sch.get_loops(last)
     return pixels, channel
 
@@ -157,9 +161,9 @@ def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     threads = machine.threads if problem(sch.mod["main"]).macs >= PARALLEL_MACS else 1
     found = _blocks_by_role(sch)
     accumulate = found["accumulate"]
-    *pixel_shape, _blocks, lanes = (int(d) for d in sch.get(accumulate).writes[0].source.ty.shape)
+    lanes = int(sch.get(accumulate).writes[0].source.ty.shape[-1])
     last = _last_block(sch, found["unpack"])
-    pixels, channel = _pixel_and_channel_loops(sch, last, len(pixel_shape))
+    pixels, channel = _pixel_and_channel_loops(sch, accumulate, last)
     channel_outer, vector, lane = sch.split(channel, [None, variant.vectors, lanes])
     column_outer, column = sch.split(pixels[-1], [None, variant.columns])
     outer, inner = list(pixels[:-1]), [column]
@@ -198,6 +202,8 @@ def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) ->
 
 def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, vector_lanes: int, threads: int) -> None:
     """Vectorize the padding over channels; make it row by row under `at`, or all at once."""
+    if at is not None and threads > 1 and _bytes_at(sch, pad, at) > THREAD_STACK_BYTES // 2:
+        at = None  # each thread would have its rows on its stack
     if at is not None:
         sch.compute_at(pad, at, preserve_unit_loops=True)
     *outer, channel = sch.get_loops(pad)
@@ -208,3 +214,13 @@ def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, vector_lanes: int, thr
         sch.vectorize(inner)
     if threads > 1 and at is None:
         sch.parallel(sch.fuse(*outer[:2]))
+
+
+def _bytes_at(sch: Schedule, block: SBlockRV, loop: LoopRV) -> int:
+    """Bytes of the block's output that one step of `loop` would compute."""
+    trial = sch.copy()
+    before = len(trial.get_loops(block))
+    trial.compute_at(block, loop, preserve_unit_loops=True)
+    buffer = trial.get(block).writes[0].source
+    extents = [int(trial.get(inner).extent) for inner in trial.get_loops(block)[-before:]]
+    return prod(extents) * element_bytes(str(buffer.ty.dtype))

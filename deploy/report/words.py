@@ -39,7 +39,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Accuracy", "" if report.accuracy is None else _accuracy(report.accuracy)),
         ("Latency", _latency(report)),
         ("Power", "" if report.power is None else _power(report.power)),
-        ("Energy", "" if report.energy is None else _energy(report.energy)),
+        ("Energy", "" if report.energy is None else _energy(report.energy, report.power)),
     ]
     return [(label, visible(text)) for label, text in pairs if text]
 
@@ -163,10 +163,14 @@ def _power(reading: EnergyReading) -> str:
     return f"{render(reading.watts, 'power', 3)} ({_origin(reading)})"
 
 
-def _energy(reading: EnergyReading) -> str:
+def _energy(reading: EnergyReading, power: EnergyReading | None) -> str:
+    """Return the energy in words; a reason that stands with the power already is not told again."""
+    same = power is not None and reading.reason == power.reason
     if reading.joules is None:
-        return f"not measured: {reading.reason or reading.source}"
-    return f"{render(reading.joules, 'energy', 3)} per inference ({_origin(reading)})"
+        missing = power is not None and power.joules is None
+        return "not measured, as the power" if same and missing else f"not measured: {reading.reason or reading.source}"
+    origin = f"{reading.how}, {reading.source}" if same else _origin(reading)
+    return f"{render(reading.joules, 'energy', 3)} per inference ({origin})"
 
 
 def _origin(reading: EnergyReading) -> str:

@@ -5,9 +5,9 @@ A candidate that crashes the compiler or takes too long costs only itself.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import shutil
 import signal
 import tempfile
 import time
@@ -16,12 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from tvm import tirx
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target as TvmTarget
 
 from deploy import shell
-from deploy.errors import DeployError
 from deploy.kernels.buffers import buffer_bytes
 from deploy.kernels.plain import build_object, to_plain
 from deploy.target import Target
@@ -30,6 +27,10 @@ SYMBOL = "candidate"
 LIBRARY = "candidate.so"
 SIZES = "sizes.json"
 POLL_S = 0.002
+LINK_S = 20.0
+LONGEST_REASON = 300
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Workshop:
             shell.run([self.target.toolchain.cc, *flags], timeout_s=60, cwd=self.folder, package="build-essential")
 
     def compile(self, func: tirx.PrimFunc, folder: Path) -> None:
-        """Build one scheduled kernel into `folder`."""
+        """Build one scheduled kernel into `folder`. Raises ToolError where that fails, and whatever TVM raises."""
         tvm_target = TvmTarget(self.target.tvm)
         kernel = to_plain(func, SYMBOL, tvm_target)
         build_object([kernel], tvm_target, str(folder / "candidate.o"))
@@ -60,7 +61,16 @@ class Workshop:
         (folder / SIZES).write_text(json.dumps(sizes))
         pool = [str(self.folder / "pool.o"), "-lpthread"] if self.target.threads > 1 else []
         command = [self.target.toolchain.cc, "-shared", "candidate.o", *pool, "-lm", "-o", LIBRARY]
-        shell.run(command, timeout_s=self.timeout_s, cwd=folder)
+        # Shorter than what the parent allows, so that a linker that hangs is ended by who started it.
+        shell.run(command, timeout_s=min(LINK_S, self.timeout_s / 2), cwd=folder)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate's folder, and the reason why it holds no library, empty where it does."""
+
+    folder: Path
+    reason: str
 
 
 def _fill(buffer: tirx.Buffer) -> str:
@@ -68,21 +78,41 @@ def _fill(buffer: tirx.Buffer) -> str:
     return "f" if str(buffer.ty.dtype) == "float32" else "z"
 
 
+def _told(error: BaseException) -> str:
+    """An error on one line: its first, and its last where there are more, which is where programs say what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")[:LONGEST_REASON]
+
+
 def _child(workshop: Workshop, func: tirx.PrimFunc, folder: Path) -> None:
     """The forked process: compile, leave the library or a reason, and never return."""
-    code = 0
+    code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where it has no time to: nobody would look at the result
         workshop.compile(func, folder)
+        code = 0
     except BaseException as error:  # whatever it was, it must not unwind into the parent's code
-        code = 1
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        (folder / "error").write_text(first[-1] if not isinstance(error, DeployError) else str(error))
+        (folder / "error").write_text(_told(error))
     finally:
         os._exit(code)
 
 
-def _reap(pid: int, deadline: float) -> str | None:
+def _fork(workshop: Workshop, func: tirx.PrimFunc, folder: Path, running: dict[int, float]) -> int:
+    """Start compiling; the process, which is in `running` with its deadline before Ctrl-C can come between."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(workshop, func, folder)
+        running[pid] = time.monotonic() + workshop.timeout_s
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _reap(pid: int, deadline: float, timeout_s: float) -> str | None:
     """Whether a child is done: nothing while it runs, else an empty text or the reason of its end."""
     done, status = os.waitpid(pid, os.WNOHANG)
     if done == 0:
@@ -90,53 +120,40 @@ def _reap(pid: int, deadline: float) -> str | None:
             return None
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return "compiling took too long"
+        return f"compiling took longer than {timeout_s:g} s"
     code = os.waitstatus_to_exitcode(status)
-    return "" if code == 0 else f"the compiler ended with {shell.exit_words(code)}"
+    return "" if code == 0 else f"compiling ended with {shell.exit_words(code)}"
 
 
-def compile_all(workshop: Workshop, funcs: list[tirx.PrimFunc]) -> list[tuple[Path, str]]:
-    """A folder for each candidate, and the reason why it holds no library, empty where it does."""
+def compile_all(workshop: Workshop, funcs: list[tirx.PrimFunc]) -> list[Built]:
+    """Compile each scheduled kernel in a folder of its own; no process is left when this returns or raises."""
     folders = [Path(tempfile.mkdtemp(dir=workshop.folder)) for _ in funcs]
     reasons = [""] * len(funcs)
     waiting = list(range(len(funcs)))[::-1]
-    running: dict[int, tuple[int, float]] = {}
+    running: dict[int, float] = {}
+    owner: dict[int, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workshop.workers:
                 index = waiting.pop()
-                pid = os.fork()
-                if pid == 0:
-                    _child(workshop, funcs[index], folders[index])
-                running[pid] = (index, time.monotonic() + workshop.timeout_s)
-            for pid, (index, deadline) in list(running.items()):
-                outcome = _reap(pid, deadline)
+                owner[_fork(workshop, funcs[index], folders[index], running)] = index
+            for pid, deadline in list(running.items()):
+                outcome = _reap(pid, deadline, workshop.timeout_s)
                 if outcome is not None:
                     del running[pid]
-                    told = folders[index] / "error"
-                    reasons[index] = told.read_text() if told.exists() else outcome
+                    told = folders[owner[pid]] / "error"
+                    reasons[owner[pid]] = told.read_text() if told.exists() else outcome
             time.sleep(POLL_S)
     finally:
         for pid in running:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    return list(zip(folders, reasons, strict=True))
+            _end(pid)
+    return [Built(folder, reason) for folder, reason in zip(folders, reasons, strict=True)]
 
 
-@derived_object
-class Builder(ms.builder.PyBuilder):  # type: ignore[misc]
-    """MetaSchedule's view of `compile_all`."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        super().__init__()
-        self.workshop = workshop
-
-    def build(self, build_inputs: list[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
-        results = []
-        for folder, reason in compile_all(self.workshop, [item.mod["main"] for item in build_inputs]):
-            if reason:
-                shutil.rmtree(folder, ignore_errors=True)
-                results.append(ms.builder.BuilderResult(None, reason))
-            else:
-                results.append(ms.builder.BuilderResult(str(folder), None))
-        return results
+def _end(pid: int) -> None:
+    """Kill a child and wait for its end; it may have ended already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass

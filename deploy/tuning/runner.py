@@ -5,29 +5,41 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule as ms
+from tvm import tirx
 
 from deploy import shell
-from deploy.errors import DeployError
-from deploy.tuning.builder import LIBRARY, SIZES, SYMBOL
+from deploy.errors import ToolError
+from deploy.host import core_count
+from deploy.target import Target
+from deploy.tuning.builder import LIBRARY, LONGEST_REASON, SIZES, SYMBOL, Workshop, compile_all
 
 PROGRAM = "time_kernel"
+SLACK_S = 5.0  # the program ends itself when its time is up; this long after that it is ended
+SIGALRM = -14
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of a candidate: seconds of one call, several times, or the reason why there are none."""
+
+    seconds: tuple[float, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """How a candidate is timed: `repeats` means, together at least `min_seconds` of running."""
+    """How a candidate is timed: `repeats` means, together about `min_seconds` of running, within `timeout_s`."""
 
     folder: Path
     cc: str
-    min_seconds: float = 0.05
+    min_seconds: float = 0.03
     repeats: int = 5
-    timeout_s: float = 10.0
+    timeout_s: int = 10
 
     def prepare(self) -> None:
         """Compile the timing program. Raises ToolError where there is no C compiler."""
@@ -36,56 +48,58 @@ class Stopwatch:
         command = [self.cc, "-std=gnu11", "-O2", f"{PROGRAM}.c", "-ldl", "-o", PROGRAM]
         shell.run(command, timeout_s=60, cwd=self.folder, package="build-essential")
 
-    def time(self, candidate: Path) -> list[float]:
-        """Seconds of one call, `repeats` times. Raises DeployError where the candidate fails or hangs."""
+    def time(self, candidate: Path) -> Measured:
+        """Time the library in the folder `candidate`."""
         sizes = json.loads((candidate / SIZES).read_text())
         program, library = str(self.folder / PROGRAM), str(candidate / LIBRARY)
-        limits = [str(self.min_seconds), str(self.repeats)]
-        done = shell.run([program, library, SYMBOL, *limits, *sizes], timeout_s=self.timeout_s)
+        limits = [str(self.timeout_s), str(self.min_seconds), str(self.repeats)]
+        command = [program, library, SYMBOL, *limits, *sizes]
+        try:
+            done = shell.run(command, timeout_s=self.timeout_s + SLACK_S, check=False)
+        except ToolError as error:
+            return Measured(reason=str(error)[:LONGEST_REASON])
+        if done.returncode:
+            return Measured(reason=self._explained(done, candidate))
         return decode(done.stdout)
 
+    def _explained(self, done: shell.Completed, candidate: Path) -> str:
+        """Why the program ended without an answer, in words that are the same for every candidate."""
+        if done.returncode == SIGALRM:
+            return f"ran longer than {self.timeout_s} s"
+        if done.returncode < 0:
+            return f"crashed: {shell.exit_words(done.returncode)}"
+        said = done.stderr.replace(f"{candidate}/", "").strip().splitlines() or [shell.exit_words(done.returncode)]
+        return said[-1][:LONGEST_REASON]
 
-def decode(text: str) -> list[float]:
-    """The timing program's output as seconds. Raises DeployError where it is anything else."""
+
+def decode(text: str) -> Measured:
+    """The timing program's output."""
     try:
-        seconds = [float(line) for line in text.split()]
+        seconds = tuple(float(line) for line in text.split())
     except ValueError:
-        seconds = []
+        seconds = ()
     if not seconds or not all(math.isfinite(s) and s > 0 for s in seconds):
-        raise DeployError(f"the timing program answered nonsense: {text[:80]!r}")
-    return seconds
+        return Measured(reason=f"the timing program answered nonsense: {text[:80]!r}")
+    return Measured(seconds)
 
 
-@derived_object
-class Future(ms.runner.PyRunnerFuture):  # type: ignore[misc]
-    """A result that is there already: candidates are timed one at a time."""
+@dataclass(frozen=True)
+class Bench:
+    """Where candidates are built and timed."""
 
-    def __init__(self, result: ms.runner.RunnerResult) -> None:
-        super().__init__()
-        self._result = result
+    workshop: Workshop
+    stopwatch: Stopwatch
 
-    def done(self) -> bool:
-        return True
+    @classmethod
+    def open(cls, target: Target, folder: Path) -> Bench:
+        """Prepare both in `folder`. Raises ToolError where there is no C compiler."""
+        bench = cls(Workshop(folder, target, core_count()), Stopwatch(folder, target.toolchain.cc))
+        bench.workshop.prepare()
+        bench.stopwatch.prepare()
+        return bench
 
-    def result(self) -> ms.runner.RunnerResult:
-        return self._result
-
-
-@derived_object
-class Runner(ms.runner.PyRunner):  # type: ignore[misc]
-    """MetaSchedule's view of a stopwatch."""
-
-    def __init__(self, stopwatch: Stopwatch) -> None:
-        super().__init__()
-        self.stopwatch = stopwatch
-
-    def run(self, runner_inputs: list[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
-        return [Future(self._result(Path(item.artifact_path))) for item in runner_inputs]
-
-    def _result(self, candidate: Path) -> ms.runner.RunnerResult:
-        try:
-            return ms.runner.RunnerResult(self.stopwatch.time(candidate), None)
-        except DeployError as error:
-            return ms.runner.RunnerResult(None, str(error))
-        finally:
-            shutil.rmtree(candidate, ignore_errors=True)
+    def measure(self, funcs: list[tirx.PrimFunc]) -> Iterator[Measured]:
+        """Build all scheduled kernels, then time them one after the other on a machine that is quiet again."""
+        for built in compile_all(self.workshop, funcs):
+            yield Measured(reason=built.reason) if built.reason else self.stopwatch.time(built.folder)
+            shutil.rmtree(built.folder, ignore_errors=True)

@@ -1,32 +1,30 @@
-"""The search: MetaSchedule's evolutionary strategy and XGBoost cost model over this package's builder and runner."""
+"""The tuning run: whose turn it is, measuring what the explorers propose, and remembering it at once."""
 
 from __future__ import annotations
 
-import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tvm.ir.utils import derived_object
 from tvm.s_tir import Schedule
-from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target as TvmTarget
+from tvm_ffi import structural_hash
 
 from deploy.errors import ToolError
-from deploy.host import core_count
 from deploy.kernels.default import default_schedule
-from deploy.kernels.machine import Machine
-from deploy.progress import Progress, ProgressEvent
+from deploy.kernels.for_target import machine_for
+from deploy.progress import Progress, ProgressEvent, left
 from deploy.target import Target
-from deploy.tuning.builder import Builder, Workshop
-from deploy.tuning.log import FAILED_S, TuningLog, mean_s
-from deploy.tuning.runner import Runner, Stopwatch
-from deploy.tuning.space import space_for, strategy_for
+from deploy.tuning.explore import Explorer, Setting, cost_model, explorer_for, result_of
+from deploy.tuning.guard import Interrupts, temporary_folder
+from deploy.tuning.log import TuningLog, replay, time_s
+from deploy.tuning.runner import Bench, Measured
+from deploy.tuning.store import typical_s
 from deploy.tuning.task import Task
 
 SMALLEST_SHARE = 0.005  # a task below this share of the model's time is left as it is
+LARGEST_BATCH = 16
+UNKNOWN = float("inf")
 
 
 @dataclass
@@ -39,21 +37,17 @@ class Tally:
     failures: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
-    def count(self, results: Sequence[ms.runner.RunnerResult], built: Sequence[ms.builder.BuilderResult]) -> None:
-        """Add a batch of candidates."""
-        for compiled, result in zip(built, results, strict=True):
-            self.trials += 1
-            reason = compiled.error_msg or result.error_msg
-            if reason:
-                self.failures += 1
-                self.reasons[str(reason)] = self.reasons.get(str(reason), 0) + 1
+    def count(self, measured: Measured) -> None:
+        """Add a candidate."""
+        self.trials += 1
+        if measured.reason:
+            self.failures += 1
+            self.reasons[measured.reason] = self.reasons.get(measured.reason, 0) + 1
 
-    @property
-    def left_s(self) -> float | None:
-        """Seconds until the wanted trials are done at the rate so far."""
-        if not self.trials:
-            return None
-        return (time.monotonic() - self.started) / self.trials * max(0, self.wanted - self.trials)
+    def common(self, count: int = 3) -> list[str]:
+        """The commonest reasons of failures, with their numbers."""
+        ranked = sorted(self.reasons, key=lambda reason: -self.reasons[reason])[:count]
+        return [f"{reason} ({self.reasons[reason]} times)" if self.reasons[reason] > 1 else reason for reason in ranked]
 
 
 @dataclass(frozen=True)
@@ -66,154 +60,154 @@ class Outcome:
     reasons: dict[str, int]
 
 
-@derived_object
-class _Watch(ms.measure_callback.PyMeasureCallback):  # type: ignore[misc]
-    """Counts candidates and tells the progress display."""
+@dataclass
+class _State:
+    """What is known of a task: how many candidates are on record, the best time of one call, and how to go on."""
 
-    def __init__(self, names: list[str], tally: Tally, progress: Progress) -> None:
-        super().__init__()
-        self.names, self.tally, self.progress = names, tally, progress
-        self.best: dict[int, float] = {}
+    task: Task
+    seed: int
+    trials: int = 0
+    best_s: float = UNKNOWN
+    explorer: Explorer | None = None
+    used_up: bool = False
 
-    def apply(self, task_scheduler, task_id, measure_candidates, builder_results, runner_results) -> None:  # type: ignore[no-untyped-def]
-        self.tally.count(runner_results, builder_results)
-        times = [_mean(r) for r in runner_results]
-        self.best[task_id] = min([*times, self.best.get(task_id, float("inf"))])
-        tell(self.progress, self.tally, self.names[task_id], self.best[task_id])
-
-
-def _mean(result: ms.runner.RunnerResult) -> float:
-    seconds = [float(s) for s in result.run_secs or ()]
-    return sum(seconds) / len(seconds) if seconds else float("inf")
+    @property
+    def share_s(self) -> float:
+        """Seconds of one inference that go to this task."""
+        return self.task.calls * self.best_s
 
 
-def tell(progress: Progress, tally: Tally, task: str, best_s: float) -> None:
-    """Report the state of the run."""
-    progress.update(
-        ProgressEvent(
-            "tune", task, min(tally.trials, tally.wanted), tally.wanted,
-            None if best_s == float("inf") else best_s, tally.failures, tally.left_s,
-        )
-    )  # fmt: skip
+@dataclass
+class _Run:
+    """One tuning run."""
 
+    target: Target
+    log: TuningLog
+    bench: Bench
+    tally: Tally
+    progress: Progress
+    interrupts: Interrupts
+    states: list[_State]
+    withheld: list[tuple[Task, Schedule]] = field(default_factory=list)
+    succeeded: bool = False
 
-@dataclass(frozen=True)
-class Bench:
-    """What candidates are built and timed with."""
+    def __post_init__(self) -> None:
+        self.machine, self.tvm_target = machine_for(self.target), TvmTarget(self.target.tvm)
+        self.model = cost_model()
+        for state in self.states:
+            records = self.log.records(state.task.mod)
+            state.trials = len(records)
+            state.best_s = time_s(records[0]) if records else UNKNOWN
+        self.batch = max(2, min(LARGEST_BATCH, self.tally.wanted // (2 * len(self.states))))
 
-    builder: Builder
-    runner: Runner
+    def measure(self, states: Sequence[_State], schedules: Sequence[Schedule]) -> list[Measured]:
+        """Build and time schedules, each of the state beside it, and put each on record as soon as it is timed."""
+        found = []
+        with self.interrupts.allowed():
+            measuring = self.bench.measure([schedule.mod["main"] for schedule in schedules])
+            for state, schedule, measured in zip(states, schedules, measuring, strict=True):
+                self._keep(state, schedule, measured)
+                found.append(measured)
+        return found
 
-    @classmethod
-    def open(cls, target: Target, folder: Path) -> Bench:
-        """Prepare builder and runner in `folder`."""
-        workshop = Workshop(folder, target, core_count())
-        stopwatch = Stopwatch(folder, target.toolchain.cc)
-        workshop.prepare()
-        stopwatch.prepare()
-        return cls(Builder(workshop), Runner(stopwatch))
+    def _keep(self, state: _State, schedule: Schedule, measured: Measured) -> None:
+        """Put a candidate on record; a failure only once something succeeds: it may be this machine that fails."""
+        self.tally.count(measured)
+        state.trials += 1
+        state.best_s = min(state.best_s, typical_s(list(measured.seconds)))
+        self.succeeded = self.succeeded or bool(measured.seconds)
+        self.withheld.append((state.task, schedule))
+        if self.succeeded:
+            *failed, (task, last) = self.withheld
+            self.withheld = []
+            for failed_task, failed_schedule in failed:
+                self.log.commit(failed_task.mod, failed_schedule, (), self.tvm_target)
+            self.log.commit(task.mod, last, measured.seconds, self.tvm_target)
+        self._tell(state)
 
-
-def _commit(log: TuningLog, task: Task, schedule: Schedule, seconds: list[float] | None, target: TvmTarget) -> None:
-    database, mod = log.database, task.mod
-    info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
-    times = seconds or [10 * FAILED_S]
-    database.commit_tuning_record(
-        ms.database.TuningRecord(schedule.trace, database.commit_workload(mod), times, target, info)
-    )
-
-
-def measure_defaults(tasks: list[Task], log: TuningLog, target: Target, bench: Bench, tally: Tally) -> None:
-    """Measure the default schedule of each task that has no record yet, so that tuning can only improve on it."""
-    from deploy.compile import machine_for
-
-    tvm_target = TvmTarget(target.tvm)
-    new = [task for task in tasks if not log.records(task.mod)]
-    schedules = [default_schedule(task.mod["main"], machine_for(target)) for task in new]
-    inputs = [ms.builder.BuilderInput(schedule.mod, tvm_target) for schedule in schedules]
-    built = bench.builder.build(inputs)
-    for task, schedule, result in zip(new, schedules, built, strict=True):
-        measured = ms.runner.RunnerResult(None, result.error_msg)
-        if result.artifact_path:
-            run = ms.runner.RunnerInput(result.artifact_path, "cpu", [])
-            measured = bench.runner.run([run])[0].result()
-        tally.count([measured], [result])
-        seconds = [float(s) for s in measured.run_secs] if measured.run_secs else None
-        _commit(log, task, schedule, seconds, tvm_target)
-
-
-def _worthwhile(tasks: list[Task], log: TuningLog) -> list[tuple[Task, float]]:
-    """Tasks with a share of the model's time that matters, and that share."""
-    times = [task.calls * mean_s(log.records(task.mod)[0]) for task in tasks]
-    total = sum(t for t in times if t != float("inf"))
-    pairs = [(task, t / total if total and t != float("inf") else 1.0) for task, t in zip(tasks, times, strict=True)]
-    return [(task, share) for task, share in pairs if share >= SMALLEST_SHARE]
-
-
-def _contexts(
-    pairs: list[tuple[Task, float]], log: TuningLog, machine: Machine, target: TvmTarget, seed: int
-) -> tuple[list[ms.TuneContext], list[float]]:
-    contexts, weights = [], []
-    quiet = logging.getLogger("deploy.tuning.meta_schedule")
-    quiet.setLevel(logging.CRITICAL)
-    for number, (task, share) in enumerate(pairs):
-        known = frozenset(str(record.trace) for record in log.records(task.mod))
-        space = space_for(task.mod["main"], machine, known)
-        if space is None:
-            continue
-        contexts.append(
-            ms.TuneContext(
-                task.mod, target=target, space_generator=space, task_name=task.name, rand_state=seed + number + 1,
-                search_strategy=strategy_for(task.mod["main"]), num_threads=core_count(), logger=quiet,
+    def _tell(self, state: _State) -> None:
+        tally = self.tally
+        self.progress.update(
+            ProgressEvent(
+                "tune", state.task.name, min(tally.trials, tally.wanted), tally.wanted,
+                None if state.best_s == UNKNOWN else state.best_s, tally.failures,
+                left(tally.trials, tally.wanted, time.monotonic() - tally.started),
             )
         )  # fmt: skip
-        weights.append(share)
-    return contexts, weights
+
+    def known(self, task: Task) -> set[int]:
+        """Hashes of the scheduled modules on record for a task."""
+        replayed = (replay(record, task.mod["main"]) for record in self.log.records(task.mod))
+        return {structural_hash(schedule.mod) for schedule in replayed if schedule is not None}
+
+    def measure_defaults(self) -> None:
+        """Measure the default schedule of each task that has no record of it: what tuning chooses is no worse."""
+        schedules = [default_schedule(state.task.mod["main"], self.machine) for state in self.states]
+        pairs = zip(self.states, schedules, strict=True)
+        new = [(s, d) for s, d in pairs if structural_hash(d.mod) not in self.known(s.task)]
+        self.measure([state for state, _ in new], [schedule for _, schedule in new])
+
+    def search(self) -> None:
+        """Measure what the explorers propose until there are enough candidates or no more to propose."""
+        while self.tally.trials < self.tally.wanted:
+            state = self._next()
+            if state is None:
+                return
+            if state.explorer is None:
+                state.explorer = self._explorer(state)
+            candidates = state.explorer.propose(min(self.batch, self.tally.wanted - self.tally.trials))
+            state.used_up = not candidates
+            if candidates:
+                measured = self.measure([state] * len(candidates), [c.sch for c in candidates])
+                state.explorer.learn(candidates, [result_of(m.seconds, m.reason) for m in measured])
+
+    def _next(self) -> _State | None:
+        """The task with the most time for each candidate so far; trials end up shared out as the time is.
+
+        A task of unknown time counts as the slowest that is known, so that it gets its turn and not all of them.
+        """
+        known = [state.share_s for state in self.states if state.best_s != UNKNOWN]
+        total, slowest = sum(known), max(known, default=1.0)
+
+        def claim(state: _State) -> float:
+            return (slowest if state.best_s == UNKNOWN else state.share_s) / (1 + state.trials)
+
+        open_ = [
+            s for s in self.states if not s.used_up and (s.best_s == UNKNOWN or s.share_s >= SMALLEST_SHARE * total)
+        ]
+        return max(open_, key=claim, default=None)
+
+    def _explorer(self, state: _State) -> Explorer:
+        setting = Setting(self.tvm_target, self.machine, self.model, self.log.kernels.database, self.batch)
+        explorer = explorer_for(state.task, setting, self.known(state.task), state.seed)
+        records = self.log.records(state.task.mod)
+        if records:  # what earlier runs measured, and the default
+            candidates = [record.as_measure_candidate() for record in records]
+            seconds = [tuple(float(s) for s in record.run_secs or ()) for record in records]
+            self.model.update(explorer.context, candidates, [result_of(s, "") for s in seconds])
+        return explorer
 
 
 def tune(tasks: list[Task], target: Target, log: TuningLog, trials: int, progress: Progress, seed: int = 0) -> Outcome:
     """Measure until `trials` candidates of `tasks` are on record; each record is in the log at once.
 
-    Raises ToolError where not one candidate could be measured, with the commonest reasons.
+    The default schedule of every task is measured first, so there may be as many more. Ctrl-C ends the run between
+    two candidates with KeyboardInterrupt; the next run goes on from there.
+
+    Raises ToolError where not one candidate could be measured, with the commonest reasons, or where another run has
+    the log, and InputError where the log cannot be written.
     """
-    from deploy.compile import machine_for
-
-    known = sum(len(log.records(task.mod)) for task in tasks)
-    tally = Tally(max(0, trials - known))
-    if tally.wanted == 0:
+    if trials <= 0 or not tasks:
         return Outcome(len(tasks), 0, 0, {})
-    machine, tvm_target = machine_for(target), TvmTarget(target.tvm)
-    with tempfile.TemporaryDirectory(prefix="tvm-deploy-tune-") as folder:
-        bench = Bench.open(target, Path(folder))
-        measure_defaults(tasks, log, target, bench, tally)
-        tell(progress, tally, "", float("inf"))
-        contexts, weights = _contexts(_worthwhile(tasks, log), log, machine, tvm_target, seed)
-        if contexts and tally.trials < tally.wanted:
-            _search(contexts, weights, tally, log, bench, progress)
+    with Interrupts() as interrupts, log.writing(), temporary_folder() as folder:
+        known = sum(len(log.records(task.mod)) for task in tasks)
+        tally = Tally(max(0, trials - known))
+        with interrupts.allowed():
+            bench = Bench.open(target, folder)
+        states = [_State(task, seed + number + 1) for number, task in enumerate(tasks)]
+        run = _Run(target, log, bench, tally, progress, interrupts, states)
+        run.measure_defaults()
+        run.search()
     if tally.trials and tally.failures == tally.trials:
-        common = sorted(tally.reasons, key=lambda r: -tally.reasons[r])[:3]
-        raise ToolError(f"none of {tally.trials} candidates could be measured: " + "; ".join(common))
+        raise ToolError(f"none of {tally.trials} candidates could be measured: {'; '.join(tally.common())}")
     return Outcome(len(tasks), tally.trials, tally.failures, tally.reasons)
-
-
-def _search(
-    contexts: list[ms.TuneContext], weights: list[float], tally: Tally, log: TuningLog, bench: Bench, progress: Progress
-) -> None:
-    left = tally.wanted - tally.trials
-    batch = max(1, min(32, left // len(contexts)))
-    ms.tune.tune_tasks(
-        tasks=contexts,
-        task_weights=weights,
-        work_dir="",
-        max_trials_global=left,
-        num_trials_per_iter=batch,
-        builder=bench.builder,
-        runner=bench.runner,
-        database=log.database,
-        cost_model="xgb",
-        measure_callbacks=[
-            ms.measure_callback.AddToDatabase(),
-            ms.measure_callback.UpdateCostModel(),
-            _Watch([context.task_name for context in contexts], tally, progress),
-        ],
-    )

@@ -1,18 +1,25 @@
-"""The schedules that a task is searched over."""
+"""The schedules that a kernel is searched over: a list for packed kernels, a generator for all others."""
 
 from __future__ import annotations
 
-from tvm import tirx
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.schedule import ScheduleError
+from tvm.target import Target as TvmTarget
 
 from deploy.kernels import schedule as packed
 from deploy.kernels.machine import Machine
 
+INTRINSICS = "tvm.s_tir.tensor_intrin"
+
 
 def packed_schedules(sch: Schedule, machine: Machine) -> list[Schedule]:
-    """Every variant of a packed kernel that can be applied."""
+    """Every variant of a packed kernel that can be applied, best guess first."""
     found = []
     for variant in packed.variants(sch.mod["main"], machine):
         attempt = sch.copy()
@@ -24,7 +31,7 @@ def packed_schedules(sch: Schedule, machine: Machine) -> list[Schedule]:
     return found
 
 
-def _generic(machine: Machine) -> ms.SpaceGenerator:
+def generic_space(machine: Machine) -> ms.SpaceGenerator:
     """TVM's own space for CPUs, without parallel loops where there is one thread."""
     rule, postproc, mutator = ms.schedule_rule, ms.postproc, ms.mutator
     rules = [
@@ -63,23 +70,39 @@ def _generic(machine: Machine) -> ms.SpaceGenerator:
     return ms.space_generator.PostOrderApply(sch_rules=rules, postprocs=postprocs, mutator_probs=mutators)
 
 
-def space_for(func: tirx.PrimFunc, machine: Machine, measured: frozenset[str]) -> ms.SpaceGenerator | None:
-    """The space of a kernel without the traces in `measured`; nothing where it is used up."""
-    if not packed.is_packed(func):
-        return _generic(machine)
+@contextmanager
+def without_intrinsics() -> Iterator[None]:
+    """Keep TVM from parsing its tensor intrinsics, of every GPU too, which takes it 15 s and which no space here uses.
 
-    def fresh(sch: Schedule) -> list[Schedule]:
-        return [s for s in packed_schedules(sch, machine) if str(s.trace) not in measured]
+    `TuneContext` imports them; within this block it finds an empty module in their place.
+    """
+    if INTRINSICS in sys.modules:
+        yield
+        return
+    sys.modules[INTRINSICS] = ModuleType(INTRINSICS)
+    try:
+        yield
+    finally:
+        del sys.modules[INTRINSICS]
 
-    if not fresh(Schedule(func)):
-        return None
-    return ms.space_generator.ScheduleFn(fresh, sch_rules=[], postprocs=[], mutator_probs={})
 
-
-def strategy_for(func: tirx.PrimFunc) -> ms.SearchStrategy:
-    """How a kernel's space is searched: a packed kernel has a hundred schedules and nothing to mutate."""
-    if packed.is_packed(func):
-        return ms.search_strategy.EvolutionarySearch(
-            population_size=48, init_min_unmeasured=1, genetic_num_iters=1, max_fail_count=20
+def context(
+    schedule: Schedule, target: TvmTarget, space: ms.SpaceGenerator | None, threads: int, seed: int
+) -> ms.TuneContext:
+    """What MetaSchedule's parts want to know of the kernel in `schedule`."""
+    strategy = None
+    if space is not None:
+        strategy = ms.search_strategy.EvolutionarySearch(
+            population_size=64, init_min_unmeasured=8, genetic_num_iters=3, max_fail_count=5
         )
-    return ms.search_strategy.EvolutionarySearch(population_size=256, init_min_unmeasured=1)
+    with without_intrinsics():
+        return ms.TuneContext(
+            schedule.mod, target=target, space_generator=space, search_strategy=strategy, task_name="main",
+            rand_state=seed, num_threads=threads, logger=_quiet(),
+        )  # fmt: skip
+
+
+def _quiet() -> ms.logging.Logger:
+    logger = ms.logging.get_logger("deploy.tuning.meta_schedule")
+    logger.setLevel("CRITICAL")
+    return logger

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 node = helper.make_node
 _RNG = np.random.default_rng(7)
+
+
+def _repeatable(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `generator` the same random numbers whatever was generated before it: tests may run in any order."""
+
+    @functools.wraps(generator)
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        global _RNG
+        _RNG = np.random.default_rng(7)
+        return generator(*args, **kwargs)
+
+    return seeded
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -29,6 +42,7 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
+@_repeatable
 def conv_net(batch: int | str = "N") -> Any:
     """Convolution, batch norm, relu, max pool, a reshape computed from Shape, dense: needs simplifying to import."""
     constants = {
@@ -56,6 +70,7 @@ def conv_net(batch: int | str = "N") -> Any:
     return model(nodes, [value("input.1", [batch, 3, 8, 8])], [value("y", [batch, 5])], constants)
 
 
+@_repeatable
 def attention(batch: int | str = "batch", length: int | str = "length") -> Any:
     """Two-head self-attention whose reshapes are computed from the input's shape; second output: the probabilities."""
     constants = {
@@ -121,6 +136,7 @@ def data_dependent() -> Any:
     return model([node("NonZero", ["x"], ["y"])], [value("x", [2, 2])], [value("y", [2, "n"], TensorProto.INT64)], {})
 
 
+@_repeatable
 def huge_constant(dims: tuple[int, ...] = (1 << 29,)) -> Any:
     """A few bytes that declare a constant of 2 GiB."""
     proto = model([node("Add", ["x", "w"], ["y"])], [value("x", [1])], [value("y", [1])], {"w": floats(1)})
@@ -138,6 +154,7 @@ def huge_fill() -> Any:
     return model(nodes, [value("x", [1])], [value("y", [1])], {"s": np.array([40000, 40000])})
 
 
+@_repeatable
 def external(location: str, length: int | None = None, offset: int = 0) -> Any:
     """y = x + w, with the 16 bytes of w in the file `location`."""
     proto = model([node("Add", ["x", "w"], ["y"])], [value("x", [4])], [value("y", [4])], {"w": floats(4)})
@@ -153,6 +170,7 @@ def external(location: str, length: int | None = None, offset: int = 0) -> Any:
     return proto
 
 
+@_repeatable
 def quantized() -> Any:
     """A convolution between QuantizeLinear and DequantizeLinear, with int8 weights and an int32 bias."""
     constants = {

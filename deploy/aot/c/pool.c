@@ -5,6 +5,8 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <unistd.h>
@@ -75,6 +77,17 @@ static void *worker(void *argument) {
   }
 }
 
+/* Let a worker that has no core to itself finish. */
+static void wait_for_workers(void) {
+  for (int i = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) != 0; ++i) {
+    if (i < SPINS) {
+      relax();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
 static void announce(void) {
   pthread_mutex_lock(&pool.sleep);
   atomic_fetch_add(&pool.generation, 1);
@@ -90,6 +103,16 @@ static void stop_workers(void) {
   atomic_store(&pool.stop, 0);
 }
 
+/* The program's signals are not the workers' business: their handlers run in its own threads. */
+static int start_worker(pthread_t *thread, int id) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = pthread_create(thread, NULL, worker, (void *)(intptr_t)id);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return error;
+}
+
 /* Called with `caller` held. Returns 0 when all workers run. */
 static int start_workers(void) {
   if (pool.started == WORKERS && pool.owner == getpid()) return 0;
@@ -99,8 +122,7 @@ static int start_workers(void) {
   pool.owner = getpid();
   pool.sleeping = 0;
   for (pool.started = 0; pool.started < WORKERS; ++pool.started) {
-    void *id = (void *)(intptr_t)(pool.started + 1);
-    if (pthread_create(&pool.threads[pool.started], NULL, worker, id) != 0) {
+    if (start_worker(&pool.threads[pool.started], pool.started + 1) != 0) {
       stop_workers();
       return -1;
     }
@@ -126,7 +148,7 @@ static int parallel_launch(task_fn task, void *data, int task_count) {
   atomic_store(&pool.pending, WORKERS);
   announce();
   run_task(0);
-  while (atomic_load_explicit(&pool.pending, memory_order_acquire) != 0) relax();
+  wait_for_workers();
   int failed = atomic_load(&pool.failed);
   pthread_mutex_unlock(&pool.caller);
   return failed ? -1 : 0;

@@ -1,7 +1,9 @@
 /* Lets TVM call the model: tvm.runtime.load_module("libmodel.so")["<name>"](input..., output...).
  *
- * Compile with -DMODEL=<name>, -DMODEL_TENSORS=<inputs + outputs>, -DMODEL_INPUTS=<inputs>. The only TVM symbol it
- * refers to, for the text of an error, is weak: without TVM in the process nothing is missing.
+ * Compile with -DMODEL_FFI=__tvm_ffi_<name>, -DMODEL_CALL=<name>_call, -DMODEL_DESCRIBE=<name>_describe,
+ * -DMODEL_STATUS_TEXT=<name>_status_text, -DMODEL_TENSORS=<inputs + outputs>, -DMODEL_INPUTS=<inputs>. (The names come
+ * whole, because a name alone may be a macro, as `linux` is.) The only TVM symbol it refers to, for the text of an
+ * error, is weak: without TVM in the process nothing is missing.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +12,6 @@
 
 #include "model.h"
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
 #define EXPORT __attribute__((visibility("default")))
 
 #pragma weak TVMFFIErrorSetRaisedFromCStr
@@ -70,19 +70,19 @@ static int convert(const TVMFFIAny *arguments, tvm_deploy_tensor *tensors) {
   return 0;
 }
 
-EXPORT int JOIN(__tvm_ffi_, MODEL)(void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result) {
+EXPORT int MODEL_FFI(void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result) {
   (void)self;
   tvm_deploy_tensor tensors[MODEL_TENSORS];
-  const tvm_deploy_model_info *info = JOIN(MODEL, _describe)();
+  const tvm_deploy_model_info *info = MODEL_DESCRIBE();
   if (count != MODEL_TENSORS) return fail("TypeError", "expected the model's inputs, then its outputs, as tensors");
   if (convert(arguments, tensors) != 0) return -1;
   size_t bytes = (info->arena_bytes / info->arena_alignment + 1u) * info->arena_alignment;
   void *arena = aligned_alloc(info->arena_alignment, bytes);
   if (arena == NULL) return fail("MemoryError", "no memory for the arena");
-  int32_t status = JOIN(MODEL, _call)(tensors, MODEL_INPUTS, tensors + MODEL_INPUTS, MODEL_TENSORS - MODEL_INPUTS,
-                                      arena, info->arena_bytes);
+  int32_t status = MODEL_CALL(tensors, MODEL_INPUTS, tensors + MODEL_INPUTS, MODEL_TENSORS - MODEL_INPUTS, arena,
+                              info->arena_bytes);
   free(arena);
-  if (status != TVM_DEPLOY_OK) return fail("ValueError", JOIN(MODEL, _status_text)(status));
+  if (status != TVM_DEPLOY_OK) return fail("ValueError", MODEL_STATUS_TEXT(status));
   result->type_index = kTVMFFINone;
   result->zero_padding = 0;
   result->v_int64 = 0;

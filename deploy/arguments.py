@@ -1,0 +1,126 @@
+"""The command line: what can be asked for. Building the parser costs nothing but argparse."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+HELP = {
+    "run": "tune, build, verify, measure and judge a model: all steps at once",
+    "tune": "measure schedules for a model's kernels and keep them in the log",
+    "build": "compile a model into an artifact",
+    "measure": "run an artifact on its device: outputs, latency, memory, power, energy",
+    "check": "judge an artifact's last measurement against a target's budgets",
+    "report": "show an artifact's last report",
+    "targets": "list targets, show or check one",
+    "logs": "what the tuning log holds",
+}
+EXIT_CODES = """\
+exit codes: 0 every budget met and output verified; 1 a budget missed, not measured or too noisy, or output wrong;
+            2 wrong input; 3 a tool or the device failed
+"""
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.rpartition("=")
+    if not equals or not name or not re.fullmatch(r"\d+(,\d+)*", sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1,3,224,224")
+    return name, tuple(int(size) for size in sizes.split(","))
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="an .onnx, .tflite or .pt2 file")
+    parser.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1,3,224,224",
+                        help="fix the shape of an input that has dynamic dimensions; may be repeated")  # fmt: skip
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="the source model, to verify the outputs against")
+    parser.add_argument("--shape", type=_shape, action="append", default=[], help=argparse.SUPPRESS)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="name of a target (see `tvm-deploy targets`) or its YAML file")
+    parser.add_argument("--threads", type=_count, help="threads of the library, in place of the target's")
+    parser.add_argument("--boards", type=Path, help="YAML of your own boards: addresses and meters")
+    parser.add_argument("--device", help="name of the board in --boards to use")
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trials", type=_count, help="schedules to have on record, in place of the target's number")
+    parser.add_argument("--logs", type=Path, default=Path("tuning_logs"), help="folder of the tuning log")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--inputs", type=Path, help=".npz or .npy with real inputs, and `labels` to judge accuracy")
+    parser.add_argument("--seed", type=_count, default=0, help="of the inputs made up where there are none")
+    parser.add_argument("--trace", action="store_true", help="where outputs differ, look for the first wrong tensor")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--json", action="store_true", help="print the report as JSON (see report.schema.json)")
+    style.add_argument("--markdown", action="store_true", help="print the report as Markdown")
+
+
+def _add_talk(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", default=default, help="show tracebacks of errors")
+    parser.add_argument("-q", "--quiet", action="store_true", default=default, help="no progress on stderr")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main_parser = argparse.ArgumentParser(
+        prog="tvm-deploy",
+        description="From a trained model and a device's YAML to a tuned, verified, measured library.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_talk(main_parser, False)
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    make = {name: commands.add_parser(name, help=words) for name, words in HELP.items()}
+    for name in ("run", "tune", "build"):
+        _add_model(make[name])
+        _add_target(make[name])
+        _add_tuning(make[name])
+    for name in ("run", "build"):
+        make[name].add_argument("--out", type=Path, help="folder of the artifact (default: artifacts/MODEL-TARGET)")
+    for name in ("measure", "check", "report"):
+        make[name].add_argument("artifact", type=Path, help="folder that `run` or `build` made")
+    _add_source(make["measure"])
+    _add_target(make["measure"])
+    for name in ("run", "measure"):
+        _add_inputs(make[name])
+    _add_target(make["check"])
+    for name in ("run", "measure", "check", "report"):
+        _add_output(make[name])
+    _add_targets(make["targets"])
+    _add_logs(make["logs"])
+    for one in make.values():
+        _add_talk(one, argparse.SUPPRESS)  # before or after the command; there it must not undo what stood before
+    return main_parser
+
+
+def _add_targets(targets: argparse.ArgumentParser) -> None:
+    actions = targets.add_subparsers(dest="action", metavar="action")
+    actions.add_parser("list", help="all targets (the default)")
+    actions.add_parser("show", help="print one, resolved").add_argument("name")
+    actions.add_parser("check", help="validate a YAML file").add_argument("file", type=Path)
+
+
+def _add_logs(logs: argparse.ArgumentParser) -> None:
+    actions = logs.add_subparsers(dest="action", metavar="action")
+    listed = actions.add_parser("list", help="one line for each target and fingerprint (the default)")
+    show = actions.add_parser("show", help="the kernels of a target, with their best times")
+    show.add_argument("target")
+    logs.add_argument("--logs", type=Path, default=Path("tuning_logs"), help="folder of the tuning log")
+    for one in (listed, show):  # before or after the action, as with -v
+        one.add_argument("--logs", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -1,0 +1,194 @@
+"""The imported graph, operator by operator: what lies between a dequantization and a quantization becomes integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from deploy import operators
+from deploy.integer import conv, elementwise, pool, shapes, softmax, tables
+from deploy.integer.context import MOVES, Context, Output, Stays, kernel_name
+from deploy.integer.requantize import clamp
+from deploy.integer.rules import RANGES, Rounding, Rules
+from deploy.relax_import import RelaxModel
+from deploy.relax_rewrite import op_name
+
+Handler = Callable[[Context, Call, Output], relax.Expr]
+
+# The float operator whose result is quantized → its integer form. One that is not here, or whose form does not apply,
+# is tried as a table, and else stays in float.
+HANDLERS: Mapping[str, Handler] = MappingProxyType(
+    {
+        **dict.fromkeys(conv.LINEAR, conv.linear),
+        **dict.fromkeys(MOVES, shapes.move),
+        "relax.image.resize2d": shapes.move,
+        "relax.dequantize": shapes.requantized,
+        "relax.nn.pad": shapes.pad,
+        "relax.concat": shapes.concatenate,
+        "relax.add": elementwise.add,
+        "relax.subtract": elementwise.subtract,
+        "relax.multiply": elementwise.multiply,
+        "relax.maximum": elementwise.extremum,
+        "relax.minimum": elementwise.extremum,
+        "relax.max": elementwise.extremum_of_stack,
+        "relax.min": elementwise.extremum_of_stack,
+        "relax.nn.max_pool2d": pool.max_pool,
+        "relax.nn.avg_pool2d": pool.average,
+        "relax.nn.adaptive_avg_pool2d": pool.average,
+        "relax.mean": pool.mean,
+        "relax.sum": pool.mean,
+        "relax.nn.softmax": softmax.softmax,
+    }
+)
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """An operator that still computes on floating point numbers, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """`mod` has the same `main` as the imported module, in integers but for `kept_float`; the counts are of operators
+    by name, in the imported module and in this one."""
+
+    mod: Any = field(repr=False)
+    kept_float: tuple[FloatOperator, ...]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+
+def to_integer(model: RelaxModel, rounding: Rounding = "single", source_format: str = "tflite") -> IntegerModel:
+    """`model` with its quantized operators computing on integers.
+
+    `source_format` (tflite, onnx, torch) says whose rounding is right, `rounding` which of TFLite's: `single` is
+    LiteRT's, `double` TFLite Micro's and CMSIS-NN's. Inputs, outputs and their types stay. Raises InputError for an
+    unknown format or rounding.
+    """
+    rules = Rules(source_format, rounding)
+    before, _ = operators.count(model.mod)
+    rewriting = _Rewriting(model.mod["main"], rules)
+    mod = tvm.IRModule(dict(model.mod.functions))
+    mod["main"] = rewriting.function()
+    mod = relax.transform.DeadCodeElimination(["main"])(mod)
+    live = {str(binding.var.name) for block in mod["main"].body.blocks for binding in block.bindings}
+    kept = tuple(kept for name, kept in rewriting.kept.items() if name in live)
+    return IntegerModel(mod, kept, MappingProxyType(before), MappingProxyType(operators.count(mod)[0]))
+
+
+class _Rewriting:
+    """One walk over `main`; `kept` has every operator that was copied in float, by the name of its new variable."""
+
+    def __init__(self, main: relax.Function, rules: Rules) -> None:
+        self.main, self.kept = main, dict[str, FloatOperator]()
+        self.ctx = Context(main, relax.BlockBuilder(), rules)
+        self.reasons: dict[relax.Expr, str] = {}
+
+    def function(self) -> relax.Function:
+        """The new `main`."""
+        ctx = self.ctx
+        with ctx.builder.function("main", list(self.main.params)):
+            with ctx.builder.dataflow():
+                for var, value in ctx.bindings.items():
+                    integers = self._integers(value)
+                    ctx.env[var] = self._copy(value) if integers is None else integers
+                result = ctx.builder.emit_output(ctx.new(self.main.body.body))
+            ctx.builder.emit_func_output(result)
+        built = ctx.builder.get()["main"]
+        return relax.Function(built.params, built.body, built.ret_ty, built.is_pure, self.main.attrs)
+
+    def _integers(self, value: relax.Expr) -> relax.Expr | None:
+        """The integer form of what a variable is bound to, or nothing where it has none."""
+        name = op_name(value)
+        try:
+            if name == "relax.quantize":
+                return self._quantize(value, self.ctx.output(value))
+            if name == "relax.clip":
+                return self._clip(value)
+            if name == "relax.astype":
+                return self._average(value)
+        except Stays as stays:
+            self.reasons.setdefault(value, str(stays))
+        return None
+
+    def _quantize(self, call: Call, out: Output) -> relax.Expr | None:
+        """The quantized result of the float operators behind `call`. Raises Stays with the reason for the last one."""
+        expr = call.args[0]
+        while (limited := self.ctx.limits(expr)) is not None:
+            expr, low, high = limited
+            out = self._limited(out, low, high)
+        root = self.ctx.bound(expr)
+        if op_name(root) not in HANDLERS:
+            return tables.function(self.ctx, root, out) if isinstance(root, Call) else None
+        try:
+            return HANDLERS[op_name(root)](self.ctx, root, out)
+        except Stays as stays:
+            if op_name(root) in tables.FUNCTIONS:
+                try:
+                    return tables.function(self.ctx, root, out)
+                except Stays:
+                    pass
+            self.reasons[root] = str(stays)
+            return None
+
+    def _limited(self, out: Output, low: float, high: float) -> Output:
+        """`out` within the range that an activation leaves."""
+        first, last = (self.ctx.rules.quantized(bound, out.scale, out.zero_point) for bound in (low, high))
+        # an empty range is the type's nearest end
+        first, last = (min(max(bound, out.low), out.high) for bound in (first, last))
+        return replace(out, low=first, high=last, activated=True)
+
+    def _clip(self, call: Call) -> relax.Expr | None:
+        """A clamp of integers: within the quantization before it, where nothing else reads that."""
+        dtype = str(call.ty.dtype)
+        if dtype not in RANGES:
+            return None
+        limits = [int(min(max(float(arg.value), RANGES[dtype][0]), RANGES[dtype][1])) for arg in call.args[1:]]
+        return clamp(self.ctx, self.ctx.new(call.args[0]), *limits)
+
+    def _average(self, call: Call) -> relax.Expr | None:
+        """TFLite's average: the frontend averages in int32, and rounds towards zero."""
+        pooled = self.ctx.bound(call.args[0])
+        widened = self.ctx.bound(pooled.args[0]) if op_name(pooled) == "relax.nn.avg_pool2d" else None
+        if widened is None or op_name(widened) != "relax.astype" or not self.ctx.rules.fixed_point:
+            return None
+        data, dtype = self.ctx.new(widened.args[0]), str(call.ty.dtype)
+        if dtype not in RANGES or str(data.ty.dtype) != dtype:
+            return None
+        return pool.average_of_integers(self.ctx, data, pooled, Output(np.float32(1), 0, dtype, *RANGES[dtype]))
+
+    def _copy(self, value: relax.Expr) -> relax.Expr:
+        """The same operator in the new graph, noted when it computes on floating point numbers."""
+        if not isinstance(value, Call):
+            return self.ctx.new(value)
+        copied = self.ctx.emit(self.ctx.new(value))
+        if any(is_float(expr.ty) for expr in (copied, *value.args)):
+            name = kernel_name(value) or op_name(value).removeprefix("relax.")
+            self.kept[str(copied.name)] = FloatOperator(name, self.reasons.get(value) or self._reason(value))
+        return copied
+
+    def _reason(self, call: Call) -> str:
+        name = op_name(call)
+        if name == "relax.quantize":
+            is_input = isinstance(self.ctx.bound(call.args[0]), relax.Var)
+            return "the model's input is not quantized" if is_input else "what it quantizes is computed in float"
+        if name == "relax.dequantize":
+            return "its result is read as a floating point number"
+        return "its operands or its result are not quantized"
+
+
+def is_float(ty: Any) -> bool:
+    """Whether a type is a floating point tensor, or a tuple with one."""
+    if isinstance(ty, relax.TupleType):
+        return any(is_float(item) for item in ty.fields)
+    return isinstance(ty, relax.TensorType) and str(ty.dtype).startswith(("float", "bfloat"))
