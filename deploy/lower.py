@@ -14,6 +14,7 @@ from deploy.errors import DeployError, ToolError
 from deploy.graph import Graph
 from deploy.graph_from_relax import to_graph
 from deploy.kernels.legalize import legalizations
+from deploy.kernels.legalize_quantized import quantized_kernels
 from deploy.kernels.machine import Machine
 from deploy.model_spec import one_line
 from deploy.relax_fold import fold_affine, fold_constants
@@ -70,6 +71,8 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
 def _to_kernels(machine: Machine) -> list[tvm.ir.transform.Pass]:
     """Every operator a PrimFunc, element-wise ones fused into what they follow."""
     return [
+        quantized_kernels(machine),
+        relax.transform.DeadCodeElimination(["main"]),
         relax.transform.LegalizeOps(legalizations(machine)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),

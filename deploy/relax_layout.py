@@ -37,7 +37,8 @@ def _with_four_axes(arg: relax.Expr) -> relax.Expr:
     values = array_of(arg)
     if values is None or not 0 < values.ndim < 4:
         return arg
-    return relax.const(values.reshape((1,) * (4 - values.ndim) + values.shape))
+    four = values.reshape((1,) * (4 - values.ndim) + values.shape)
+    return relax.const(four, str(four.dtype))  # without it, int64 becomes int32
 
 
 @mutator

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +83,8 @@ class Model:
         self.outputs = self.artifact.outputs
         self._library = _open(self.artifact.library.resolve())
         prefix = self.artifact.prefix
-        self._call = self._library[f"{prefix}_call"]
-        self._status_text = self._library[f"{prefix}_status_text"]
+        self._call = _function(self._library, f"{prefix}_call")
+        self._status_text = _function(self._library, f"{prefix}_status_text")
         self._status_text.restype = ctypes.c_char_p
         self._arenas = threading.local()
 
@@ -92,43 +93,61 @@ class Model:
 
         Raises InputError where number, shape or type of the arrays is not the model's.
         """
-        prepared = self.prepare(*arrays)
+        prepared = self._prepare(arrays, self._thread_arena())
         prepared.run()
         return prepared.outputs[0] if len(prepared.outputs) == 1 else prepared.outputs
 
     def prepare(self, *arrays: npt.ArrayLike) -> Prepared:
-        """Check and place `arrays` once, for calls that must cost nothing but the computation."""
+        """Check and place `arrays` once, for calls that must cost nothing but the computation.
+
+        The result has memory of its own: it may run in any thread, in one at a time.
+        """
+        return self._prepare(arrays, self._new_arena())
+
+    def _prepare(self, arrays: tuple[npt.ArrayLike, ...], arena: Array) -> Prepared:
         if len(arrays) != len(self.inputs):
             names = ", ".join(spec.name for spec in self.inputs)
             raise InputError(f"the model takes {len(self.inputs)} arrays ({names}), not {len(arrays)}")
         inputs = tuple(_checked(array, spec) for array, spec in zip(arrays, self.inputs, strict=True))
         outputs = tuple(aligned_empty(spec.shape, spec.dtype, 64) for spec in self.outputs)
-        arena = self._arena()
+        memory = (inputs, outputs, arena)
         arguments = (
             *_pack(inputs, self.inputs),
             *_pack(outputs, self.outputs),
             ctypes.c_void_p(arena.ctypes.data),
             ctypes.c_size_t(arena.nbytes),
         )
-        call = self._call
+        call, text = self._call, self._status_text
 
-        def run() -> None:
+        def run(_alive: object = memory) -> None:  # C knows addresses only: the function itself keeps them valid
             if status := call(*arguments):
-                raise InputError(self._status_text(status).decode())
+                raise InputError(text(status).decode())
 
         return Prepared(inputs, outputs, run)
 
-    def _arena(self) -> Array:
+    def _new_arena(self) -> Array:
+        return aligned_empty((max(1, self.artifact.arena_bytes),), "uint8", self.artifact.arena_alignment)
+
+    def _thread_arena(self) -> Array:
         """This thread's arena: the model keeps nothing anywhere else."""
         arena: Array | None = getattr(self._arenas, "arena", None)
         if arena is None:
-            arena = aligned_empty((max(1, self.artifact.arena_bytes),), "uint8", self.artifact.arena_alignment)
-            self._arenas.arena = arena
+            arena = self._arenas.arena = self._new_arena()
         return arena
 
 
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    try:
+        return library[name]
+    except AttributeError:
+        raise ToolError(f"{library._name} has no function {name}; build the artifact again") from None
+
+
 def _checked(array: npt.ArrayLike, spec: TensorSpec) -> Array:
-    given = np.asarray(array)
+    try:
+        given = np.asarray(array)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{spec.name} is not an array: {error}; the model takes {list(spec.shape)}") from None
     if given.dtype != np.dtype(spec.dtype):
         raise InputError(f"{spec.name} is {given.dtype}, the model takes {spec.dtype}: use .astype('{spec.dtype}')")
     if given.shape != spec.shape:

@@ -1,9 +1,13 @@
 """Calling a compiled model: from C's point of view through ctypes, from Python, from TVM; from threads and forks."""
 
 import ctypes
+import gc
 import os
+import signal
+import sys
 import threading
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +17,14 @@ from built import assert_correct, build, host, new_folder, torch_source
 from torch import nn
 
 import deploy
+from deploy import shell
 from deploy.errors import InputError, ToolError
 from deploy.runtime import DTYPE_CODES, Model, _Tensor, aligned_empty
 
 pytestmark = pytest.mark.tvm
 
 OK, NULL, ARENA_TOO_SMALL, ARENA_MISALIGNED, MISALIGNED, WRONG_COUNT, WRONG_DTYPE, WRONG_SHAPE = range(8)
-SHAPES = ((1, 3, 16, 16), (5,)), ((1, 4, 8, 8), (5,))
+SHAPES = ((1, 3, 32, 32), (5,)), ((1, 4, 16, 16), (5,))
 
 
 class Net(nn.Module):
@@ -113,7 +118,7 @@ WRONG = {
     "float64 for float32": (spoil("tensors", 0, "dtype"), lambda c: DTYPE_CODES["float64"], WRONG_DTYPE),
     "an unknown type": (spoil("tensors", 3, "dtype"), lambda c: 99, WRONG_DTYPE),
     "one axis too few": (spoil("tensors", 0, "ndim"), lambda c: 3, WRONG_SHAPE),
-    "another size": (spoil("tensors", 2, "shape"), lambda c: (ctypes.c_int64 * 4)(1, 4, 8, 9), WRONG_SHAPE),
+    "another size": (spoil("tensors", 2, "shape"), lambda c: (ctypes.c_int64 * 4)(1, 4, 16, 17), WRONG_SHAPE),
     "a negative size": (spoil("tensors", 1, "shape"), lambda c: (ctypes.c_int64 * 1)(-5), WRONG_SHAPE),
 }
 
@@ -188,7 +193,7 @@ def test_it_is_called_like_a_function():
         ((*data(), 1), r"the model takes 2 arrays \(\w+, \w+\), not 3"),
         ((data()[0].astype(float), data()[1]), r"\w+ is float64, the model takes float32: use .astype\('float32'\)"),
         ((data()[0], data()[1].astype(np.int32)), "is int32, the model takes int64"),
-        ((data()[0][0], data()[1]), r"has shape \[3, 16, 16\], the model takes \[1, 3, 16, 16\]"),
+        ((data()[0][0], data()[1]), r"has shape \[3, 32, 32\], the model takes \[1, 3, 32, 32\]"),
         ((data()[0], data()[1][:4]), r"has shape \[4\], the model takes \[5\]"),
         ((None, data()[1]), "is object, the model takes float32"),
         (("text", data()[1]), "the model takes float32"),
@@ -224,22 +229,34 @@ def test_a_prepared_call_reads_its_inputs_anew():
     assert (prepared.outputs[1] == 42).all()
 
 
+def test_the_call_alone_keeps_its_memory():
+    run = model().prepare(*data()).run
+    gc.collect()
+    spray = [np.full(data()[0].nbytes, 255, np.uint8) for _ in range(50)]  # takes the place of what was freed
+    run()
+    assert all((array == 255).all() for array in spray)
+
+
 def test_a_prepared_call_may_run_in_another_thread():
     """Its arena is its own: another thread's calls at the same time change nothing."""
     prepared, expected = model().prepare(*data(7)), model()(*data(7))[0]
-    wrong = []
+    wrong, interval = [], sys.getswitchinterval()
 
     def repeat():
-        for _ in range(300):
+        for _ in range(2000):
             prepared.run()
             if not np.array_equal(prepared.outputs[0], expected):
                 wrong.append(prepared.outputs[0].copy())
 
     thread = threading.Thread(target=repeat)
-    thread.start()
-    for seed in range(300):
-        model()(*data(seed))
-    thread.join()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(2000):
+            model()(*data(8))
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert not wrong
 
 
@@ -270,6 +287,13 @@ def test_an_artifact_that_was_built_again_is_loaded_again():
 
 
 # --- threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_only_several_threads_need_the_pool(threads):
+    symbols = shell.run(["nm", artifact(threads).path / "src" / "kernels.o"], timeout_s=10).stdout
+    assert ("__TVMBackendParallelLaunch" in symbols) == (threads > 1)
+    assert (artifact(threads).path / "src" / "pool.c").exists() == (threads > 1)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -320,8 +344,6 @@ def test_a_forked_process_computes_too(threads):
 
 @pytest.mark.parametrize("threads", [2, 4])
 def test_a_process_ends_with_the_pool_asleep_and_after_a_fork(threads):
-    from deploy import shell
-
     program = (
         "import os, sys, numpy as np, deploy\n"
         "model = deploy.load(sys.argv[1])\n"
@@ -333,8 +355,6 @@ def test_a_process_ends_with_the_pool_asleep_and_after_a_fork(threads):
         "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
     )
     root = os.path.dirname(os.path.dirname(deploy.__file__))
-    import sys
-
     shell.run([sys.executable, "-c", program, artifact(threads).path], timeout_s=30, env={"PYTHONPATH": root})
 
 
@@ -342,13 +362,11 @@ def test_the_pools_threads_take_no_signals():
     """A signal for the program must reach its own threads."""
     loaded = Model(artifact(4).path)
     loaded(*data())
-    blocked = []
-    for task in os.listdir("/proc/self/task"):
-        fields = dict(
-            line.split(":\t") for line in open(f"/proc/self/task/{task}/status").read().splitlines() if ":\t" in line
-        )
-        blocked.append(int(fields["SigBlk"], 16) & (1 << 1))  # SIGINT
-    assert sum(map(bool, blocked)) >= 3
+    masks = []
+    for task in Path("/proc/self/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        masks += [int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:")]
+    assert sum(mask >> (signal.SIGINT - 1) & 1 for mask in masks) >= 3
 
 
 # --- TVM

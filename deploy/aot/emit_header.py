@@ -72,6 +72,7 @@ def header(layout: Layout) -> str:
             " *",
             " * Re-entrant: all state is in the arena that the caller passes; calls with different arenas may run",
             " * at once.",
+            *([" * Needs 1 MiB of the calling thread's stack."] if layout.threads > 1 else []),
             " */",
             f"#ifndef {macro}_MODEL_H",
             f"#define {macro}_MODEL_H",

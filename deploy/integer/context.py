@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tvm import relax
-from tvm.ir import Call
+from tvm.ir import Call, IRModule
 
 from deploy.integer.rules import RANGES, Rules, Scales
 from deploy.relax_rewrite import RESHAPES, array_of, op_name, shape_of
@@ -85,8 +85,9 @@ class Weight:
 class Context:
     """`main` of the imported module, and the new one that is being built."""
 
-    def __init__(self, main: relax.Function, builder: relax.BlockBuilder, rules: Rules) -> None:
-        self.builder, self.rules = builder, rules
+    def __init__(self, mod: IRModule, rules: Rules) -> None:
+        self.mod, self.rules, self.builder = mod, rules, relax.BlockBuilder()
+        main = mod["main"]
         bindings = [binding for block in main.body.blocks for binding in block.bindings]
         self.bindings: dict[relax.Var, relax.Expr] = {binding.var: binding.value for binding in bindings}
         self.env: dict[relax.Var, relax.Expr] = {param: param for param in main.params}
@@ -242,3 +243,8 @@ def kernel_name(call: relax.Expr) -> str:
     if op_name(call) != "relax.call_tir":
         return ""
     return re.sub(r"_?\d+$", "", str(call.args[0].name_hint))
+
+
+def operator(call: relax.Expr) -> str:
+    """What an expression computes: a Relax operator, or a kernel that a frontend made, as "kernel <name>"."""
+    return f"kernel {kernel_name(call)}" if kernel_name(call) else op_name(call)

@@ -43,7 +43,7 @@ def linear(ctx: Context, call: Call, out: Output, bias_expr: relax.Expr | None =
     data = ctx.quantized(call.args[0])
     bias = _Bias() if bias_expr is None else _bias(ctx, bias_expr)
     weight, scales = _weight(ctx, call)
-    accumulator = _accumulate(ctx, call, data, weight)
+    accumulator = _accumulate(ctx, call, data, weight, _total_type(data, bias))
     channels = channel_shape(call)
     if bias.integers is not None and _fits(ctx, bias, np.float64(data.scale) * scales):
         stored = np.broadcast_to(bias.integers.reshape(-1), (int(np.prod(channels)),)).reshape(channels)
@@ -96,10 +96,14 @@ def _weight(ctx: Context, call: Call) -> tuple[relax.Expr, Scales]:
     return ctx.centered(tensor, "int16"), np.array([np.float64(tensor.scale)])
 
 
-def _accumulate(ctx: Context, call: Call, data: Quantized, weight: relax.Expr) -> relax.Expr:
-    wide = data.dtype == "int16"
-    values = ctx.centered(data, "int32" if wide else "int16")
-    total = "int64" if wide else "int32"
+def _total_type(data: Quantized, bias: _Bias) -> str:
+    """The accumulator's type: 64 bits for 16-bit activations, unless the model says by its bias that 32 are enough."""
+    narrow = bias.integers is not None and bias.integers.dtype == np.int32
+    return "int64" if data.dtype == "int16" and not narrow else "int32"
+
+
+def _accumulate(ctx: Context, call: Call, data: Quantized, weight: relax.Expr, total: str) -> relax.Expr:
+    values = ctx.centered(data, "int32" if data.dtype == "int16" else "int16")
     if op_name(call) == "relax.matmul":
         return ctx.emit(relax.op.matmul(values, weight, out_dtype=total))
     return ctx.emit(_convolution(call)(values, weight, **_attributes(call), out_dtype=total))

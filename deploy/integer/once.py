@@ -20,8 +20,8 @@ _NUDGES = (0, 1, -1, 2, -2, 3, -3)
 def rounds_alike(scale: float, low: int, high: int, largest: int = INT32_MAX) -> tuple[int, int] | None:
     """(multiplier, shift) with (acc * multiplier + 2^(30 - shift)) >> (31 - shift) equal to LiteRT's result.
 
-    The results are those without the zero point, clamped to `low` … `high`, for every accumulator from -`largest` - 1 to
-    `largest`. Nothing where no multiplier of 31 bits does that, or the product would not fit 64 bits.
+    The results are those without the zero point, clamped to `low` … `high`, for all accumulators from -`largest` - 1
+    to `largest`. Nothing where no multiplier of 31 bits does that, or the product would not fit 64 bits.
     """
     targets = np.arange(low + 1, high + 1, dtype=np.int64)
     first = _first_accumulators(scale, targets)

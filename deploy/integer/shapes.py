@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Call
 
 from deploy.integer.context import Context, Output, Quantized, Stays, recall
 from deploy.integer.requantize import clamp, convert
 from deploy.integer.rules import RANGES, Float
 from deploy.integer.tables import lookup
-from deploy.relax_rewrite import op_name
+from deploy.relax_rewrite import op_name, shape_of
 
 
 def move(ctx: Context, call: Call, out: Output) -> relax.Expr:
@@ -30,16 +30,45 @@ def requantized(ctx: Context, call: Call, out: Output) -> relax.Expr:
 
 
 def pad(ctx: Context, call: Call, out: Output) -> relax.Expr:
-    """Padding with a constant, which becomes the integer that stands for it. Raises Stays."""
-    data, mode = ctx.quantized(call.args[0]), str(call.attrs.pad_mode)
+    """Padding, by a constant in the integer that stands for it. Raises Stays."""
+    if str(call.attrs.pad_mode) != "constant":
+        return move(ctx, call, out)
     width = [int(width) for width in call.attrs.pad_width]
-    if mode != "constant":
-        padded = recall(call, [data.value, *call.args[1:]])
-    else:
-        low, high = RANGES[data.dtype]
-        value = ctx.rules.quantized(float(call.attrs.pad_value), data.scale, data.zero_point)
-        padded = relax.op.nn.pad(data.value, width, float(min(max(value, low), high)))
-    return convert(ctx, Quantized(ctx.emit(padded), data.scale, data.zero_point), out)
+    return _padded(ctx, ctx.quantized(call.args[0]), width, float(call.attrs.pad_value), out)
+
+
+def pad_kernel(ctx: Context, call: Call, out: Output) -> relax.Expr:
+    """Padding that the ONNX frontend imported as a kernel: element i is the operand's i - before. Raises Stays."""
+    function, operands = ctx.mod[call.args[0]], call.args[1]
+    if len(operands.fields) != 1:
+        raise Stays("the size of its padding is computed")
+    store = function.body
+    while not isinstance(store, tirx.BufferStore):
+        store = store.block.body if hasattr(store, "block") else store.body
+    choice = store.value  # if inside then operand[i - before] else number
+    arms = list(choice.args)[1:] if isinstance(choice, Call) else []
+    if len(arms) != 2 or not hasattr(arms[0], "indices") or not hasattr(arms[1], "value"):
+        raise Stays("it is a kernel of an unknown form")
+    before = [_before(index) for index in arms[0].indices]
+    sizes = zip(shape_of(operands.fields[0]), before, shape_of(call), strict=True)
+    width = [end for size, first, total in sizes for end in (first, total - size - first)]
+    return _padded(ctx, ctx.quantized(operands.fields[0]), width, float(arms[1].value), out)
+
+
+def _before(index: tirx.Expr) -> int:
+    """How far back an index reads: 2 for `i - 2`. Raises Stays for anything else."""
+    if isinstance(index, tirx.Var):
+        return 0
+    if isinstance(index, tirx.Sub) and isinstance(index.a, tirx.Var) and isinstance(index.b, tirx.IntImm):
+        return int(index.b.value)
+    raise Stays("it is a kernel of an unknown form")
+
+
+def _padded(ctx: Context, data: Quantized, width: list[int], value: float, out: Output) -> relax.Expr:
+    low, high = RANGES[data.dtype]
+    stored = min(max(ctx.rules.quantized(value, data.scale, data.zero_point), low), high)
+    padded = ctx.emit(relax.op.nn.pad(data.value, width, pad_value=float(stored)))
+    return convert(ctx, Quantized(padded, data.scale, data.zero_point), out)
 
 
 def concatenate(ctx: Context, call: Call, out: Output) -> relax.Expr:

@@ -14,7 +14,7 @@ from tvm.ir import Call
 
 from deploy import operators
 from deploy.integer import conv, elementwise, pool, shapes, softmax, tables
-from deploy.integer.context import MOVES, Context, Output, Stays, kernel_name
+from deploy.integer.context import MOVES, Context, Output, Stays, operator
 from deploy.integer.requantize import clamp
 from deploy.integer.rules import RANGES, Rounding, Rules
 from deploy.relax_import import RelaxModel
@@ -31,6 +31,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "relax.image.resize2d": shapes.move,
         "relax.dequantize": shapes.requantized,
         "relax.nn.pad": shapes.pad,
+        "kernel pad": shapes.pad_kernel,
         "relax.concat": shapes.concatenate,
         "relax.add": elementwise.add,
         "relax.subtract": elementwise.subtract,
@@ -77,7 +78,7 @@ def to_integer(model: RelaxModel, rounding: Rounding = "single", source_format: 
     """
     rules = Rules(source_format, rounding)
     before, _ = operators.count(model.mod)
-    rewriting = _Rewriting(model.mod["main"], rules)
+    rewriting = _Rewriting(model.mod, rules)
     mod = tvm.IRModule(dict(model.mod.functions))
     mod["main"] = rewriting.function()
     mod = relax.transform.DeadCodeElimination(["main"])(mod)
@@ -89,9 +90,9 @@ def to_integer(model: RelaxModel, rounding: Rounding = "single", source_format: 
 class _Rewriting:
     """One walk over `main`; `kept` has every operator that was copied in float, by the name of its new variable."""
 
-    def __init__(self, main: relax.Function, rules: Rules) -> None:
-        self.main, self.kept = main, dict[str, FloatOperator]()
-        self.ctx = Context(main, relax.BlockBuilder(), rules)
+    def __init__(self, mod: tvm.IRModule, rules: Rules) -> None:
+        self.main, self.kept = mod["main"], dict[str, FloatOperator]()
+        self.ctx = Context(mod, rules)
         self.reasons: dict[relax.Expr, str] = {}
 
     def function(self) -> relax.Function:
@@ -128,10 +129,10 @@ class _Rewriting:
             expr, low, high = limited
             out = self._limited(out, low, high)
         root = self.ctx.bound(expr)
-        if op_name(root) not in HANDLERS:
+        if operator(root) not in HANDLERS:
             return tables.function(self.ctx, root, out) if isinstance(root, Call) else None
         try:
-            return HANDLERS[op_name(root)](self.ctx, root, out)
+            return HANDLERS[operator(root)](self.ctx, root, out)
         except Stays as stays:
             if op_name(root) in tables.FUNCTIONS:
                 try:
@@ -173,7 +174,7 @@ class _Rewriting:
             return self.ctx.new(value)
         copied = self.ctx.emit(self.ctx.new(value))
         if any(is_float(expr.ty) for expr in (copied, *value.args)):
-            name = kernel_name(value) or op_name(value).removeprefix("relax.")
+            name = operator(value).removeprefix("relax.")
             self.kept[str(copied.name)] = FloatOperator(name, self.reasons.get(value) or self._reason(value))
         return copied
 

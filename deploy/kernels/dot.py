@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 class DotProduct:
     """acc[lane] += sum over depth of data[depth] * weight[lane, depth], in int32.
 
-    llvm: the intrinsic, called with (acc, data, weight) or, for a multiply-add of pairs, (data, weight) and an addition.
+    llvm: the intrinsic, called with (acc, data, weight), or with (data, weight) where it does not accumulate.
     offset: what is added to a signed activation so that it has the type of `data`; the bias takes it out again.
     """
 
@@ -38,7 +38,7 @@ MADD_256 = DotProduct("madd_256", 8, 2, "int16", "int16", "llvm.x86.avx2.pmadd.w
 MADD_128 = DotProduct("madd_128", 4, 2, "int16", "int16", "llvm.x86.sse2.pmadd.wd", False)
 SDOT_128 = DotProduct("sdot_128", 4, 4, "int8", "int8", "llvm.aarch64.neon.sdot.v4i32.v16i8", True)
 
-# The first whose features a CPU has is the one to use.
+# The widest first.
 BY_FEATURES: tuple[tuple[frozenset[str], DotProduct], ...] = (
     (frozenset({"avx512_vnni"}), VNNI_512),
     (frozenset({"avx_vnni"}), VNNI_256),
@@ -49,9 +49,9 @@ BY_FEATURES: tuple[tuple[frozenset[str], DotProduct], ...] = (
 )
 
 
-def dot_product_for(features: Set[str]) -> DotProduct | None:
-    """The widest dot-product instruction that a CPU with these features has, or nothing."""
-    return next((dot for needed, dot in BY_FEATURES if needed <= features), None)
+def dot_products_for(features: Set[str]) -> tuple[DotProduct, ...]:
+    """The dot-product instructions of a CPU with these features, the best for each type of weights first."""
+    return tuple(dot for needed, dot in BY_FEATURES if needed <= features)
 
 
 def _description(dot: DotProduct):  # type: ignore[no-untyped-def]
@@ -133,3 +133,8 @@ def register(dot: DotProduct) -> str:
     if TensorIntrin.get(name, allow_missing=True) is None:
         TensorIntrin.register(name, _description(dot), (_accumulating if dot.accumulates else _adding)(dot))
     return name
+
+
+# Schedules on record name the instructions, so all of them have to be known before one is replayed.
+for _, _dot in BY_FEATURES:
+    register(_dot)

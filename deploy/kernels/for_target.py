@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from deploy import host
+from deploy.kernels.dot import dot_products_for
 from deploy.kernels.machine import Machine
 from deploy.target import Target
 
@@ -9,4 +11,6 @@ from deploy.target import Target
 def machine_for(target: Target) -> Machine:
     """The vector registers and threads of a target's processor."""
     wide_file = target.vector_bits >= 512 or target.architecture in ("aarch64", "riscv64")
-    return Machine(target.vector_bits, registers=32 if wide_file else 16, threads=target.threads)
+    features = host.required_flags(target.mcpu, target.mattr)
+    registers = 32 if wide_file else 16
+    return Machine(target.vector_bits, registers, target.threads, dots=dot_products_for(features))

@@ -20,7 +20,7 @@ Legalize = Callable[[relax.BlockBuilder, Call], relax.Expr]
 OUT_ELEMENTWISE_FUSABLE = 4  # tvm::relax::OpPatternKind::kOutEWiseFusable: element-wise work may follow in the kernel
 
 
-def _array(expr: relax.Expr) -> npt.NDArray[np.generic] | None:
+def array_of(expr: relax.Expr) -> npt.NDArray[np.generic] | None:
     """The values of a constant, or nothing for a computed tensor."""
     if isinstance(expr, GenericConst):
         values: npt.NDArray[np.generic] = expr.value.numpy()
@@ -43,7 +43,7 @@ def _emit(bb: relax.BlockBuilder, function: Callable[..., object], *args: relax.
     return bb.call_te(kernel, *args, primfunc_name_hint=function.__name__, primfunc_attrs=pattern)
 
 
-def _as_hwio(weight: npt.NDArray[np.generic], layout: str, groups: int) -> npt.NDArray[np.generic]:
+def as_hwio(weight: npt.NDArray[np.generic], layout: str, groups: int) -> npt.NDArray[np.generic]:
     """[KH, KW, CI / groups, CO] from a kernel in another order.
 
     TFLite's depthwise kernels come as HWOI with O the input channel and I its multiplier.
@@ -60,13 +60,13 @@ def conv2d(machine: Machine) -> Legalize:
 
     def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
         data, attrs = call.args[0], call.attrs
-        weight, groups = _array(call.args[1]), int(attrs.groups)
+        weight, groups = array_of(call.args[1]), int(attrs.groups)
         nhwc = attrs.data_layout == "NHWC" and attrs.out_layout in ("", "NHWC")
         if weight is None or not nhwc or not _is_float(data):
             return _upstream(bb, call)
-        kernel = _as_hwio(weight, attrs.kernel_layout, groups)
+        kernel = as_hwio(weight, attrs.kernel_layout, groups)
         channels = int(kernel.shape[3])
-        window = compute.Window(_pair(attrs.strides), _pair(attrs.dilation), _four(attrs.padding))
+        window = compute.Window(pair(attrs.strides), pair(attrs.dilation), four(attrs.padding))
         if groups == 1:
             lanes = packing.lanes_for(channels, machine.lanes(32))
             packed = relax.const(packing.pack_channels(kernel, lanes))
@@ -88,17 +88,17 @@ def conv2d_transpose(machine: Machine) -> Legalize:
 
     def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
         data, attrs = call.args[0], call.attrs
-        weight, groups = _array(call.args[1]), int(attrs.groups)
+        weight, groups = array_of(call.args[1]), int(attrs.groups)
         nhwc = attrs.data_layout == "NHWC" and attrs.out_layout in ("", "NHWC")
         if weight is None or not nhwc or groups != 1 or not _is_float(data):
             return _transposed_upstream(bb, call)
         kernel = weight.transpose([attrs.kernel_layout.index(axis) for axis in "HWIO"])[::-1, ::-1]
         height, width, _, channels = kernel.shape
-        (top, left, bottom, right), (dilate_h, dilate_w) = _four(attrs.padding), _pair(attrs.dilation)
-        more_h, more_w = _pair(attrs.output_padding)
+        (top, left, bottom, right), (dilate_h, dilate_w) = four(attrs.padding), pair(attrs.dilation)
+        more_h, more_w = pair(attrs.output_padding)
         reach_h, reach_w = dilate_h * (height - 1), dilate_w * (width - 1)
         padding = (reach_h - top, reach_w - left, reach_h - bottom + more_h, reach_w - right + more_w)
-        window = compute.Window((1, 1), (dilate_h, dilate_w), padding, _pair(attrs.strides))
+        window = compute.Window((1, 1), (dilate_h, dilate_w), padding, pair(attrs.strides))
         lanes = packing.lanes_for(channels, machine.lanes(32))
         packed = relax.const(packing.pack_channels(kernel, lanes))
         return _emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
@@ -110,7 +110,7 @@ def _transposed_upstream(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
     attrs = call.attrs
     data_axes, kernel_axes = str(attrs.data_layout), str(attrs.kernel_layout)
     strides, padding, more = (tuple(map(int, a)) for a in (attrs.strides, attrs.padding, attrs.output_padding))
-    dilation, groups = _pair(attrs.dilation), int(attrs.groups)
+    dilation, groups = pair(attrs.dilation), int(attrs.groups)
 
     def transposed_conv2d(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
         nchw = topi.transpose(data, [data_axes.index(axis) for axis in "NCHW"])
@@ -122,12 +122,12 @@ def _transposed_upstream(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
     return bb.call_te(transposed_conv2d, *call.args)
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
+def pair(values: Sequence[int]) -> tuple[int, int]:
     first, second = (int(value) for value in values)
     return first, second
 
 
-def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
+def four(values: Sequence[int]) -> tuple[int, int, int, int]:
     top, left, bottom, right = (int(value) for value in values)
     return top, left, bottom, right
 
@@ -136,7 +136,7 @@ def matmul(machine: Machine) -> Legalize:
     """Legalize relax.matmul with a constant matrix on the right."""
 
     def legalize(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
-        data, weight = call.args[0], _array(call.args[1])
+        data, weight = call.args[0], array_of(call.args[1])
         if weight is None or weight.ndim != 2 or not _is_float(data) or len(data.ty.shape) < 2:
             return _upstream(bb, call)
         channels = int(weight.shape[1])

@@ -18,6 +18,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from deploy.kernels.buffers import buffer_bytes, element_bytes
 from deploy.kernels.compute import ROLE
 from deploy.kernels.machine import THREAD_STACK_BYTES, Machine
+from deploy.kernels.quantized import DOT, PIXEL
 
 REDUCTION_AXIS = tirx.IterVar.CommReduce
 PARALLEL_MACS = 200_000  # a smaller kernel is done before a second thread has started
@@ -42,12 +43,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Problem:
-    """What bounds a variant: pixels of one image, blocks of channels, and bytes that pass through the cache."""
+    """What bounds a variant: pixels of one image, blocks of channels, and bytes that pass through the cache.
+
+    steps: of the innermost loop of the reduction.
+    """
 
     height: int
     width: int
     blocks: int
-    depth: int
+    steps: int
     depthwise: bool
     macs: int
     padded_bytes: int
@@ -72,14 +76,14 @@ def problem(func: tirx.PrimFunc) -> Problem:
     block = sch.get(found["accumulate"])
     data, weight = (region.source for region in block.reads[:2])
     *pixels, blocks, _lanes = (int(d) for d in block.writes[0].source.ty.shape)
-    depth = prod(int(axis.dom.extent) for axis in block.iter_vars if axis.iter_type == REDUCTION_AXIS)
+    reductions = [int(axis.dom.extent) for axis in block.iter_vars if axis.iter_type == REDUCTION_AXIS]
     return Problem(
         height=pixels[-2] if len(pixels) > 1 else 1,
         width=pixels[-1],
         blocks=blocks,
-        depth=depth,
-        depthwise=len(weight.ty.shape) == 4,
-        macs=depth * prod(int(d) for d in block.writes[0].source.ty.shape),
+        steps=reductions[-2] if DOT in block.annotations else reductions[-1],
+        depthwise=len(weight.ty.shape) == 4 and DOT not in block.annotations,
+        macs=prod(reductions) * prod(int(d) for d in block.writes[0].source.ty.shape),
         padded_bytes=buffer_bytes(data) if "pad" in found else 0,
         weight_bytes=buffer_bytes(weight),
     )
@@ -122,7 +126,7 @@ def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Var
     pads = [size.padded_bytes > machine.cache_bytes]
     if size.padded_bytes:
         pads.append(not pads[0])
-    unrolls = [1, 4] if not size.depthwise and size.depth % 4 == 0 else [1]
+    unrolls = [1, 4] if not size.depthwise and size.steps % 4 == 0 else [1]
     every = [
         Variant(b.rows, b.columns, b.vectors, order, pad and not order, unroll)
         for unroll in unrolls
@@ -133,13 +137,14 @@ def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Var
     return list(dict.fromkeys(every))[:count]
 
 
-def _last_block(sch: Schedule, unpack: SBlockRV) -> SBlockRV:
-    """The end of the chain of element-wise blocks behind the accumulation, all before it inlined into it."""
-    block = unpack
-    while consumers := sch.get_consumers(block):
+def _last_block(sch: Schedule, found: dict[str, SBlockRV]) -> SBlockRV:
+    """The block that writes the result, every element-wise one between the accumulation and it inlined."""
+    root = sch.get_sblock("root", func_name="main")
+    stages = [str(sch.get(found[role]).name_hint) for role in ("pad", "accumulate") if role in found]
+    *between, last = (b for b in sch.get_child_blocks(root) if str(sch.get(b).name_hint) not in stages)
+    for block in between:
         sch.compute_inline(block)
-        block = consumers[0]
-    return block
+    return last
 
 
 def _pixel_and_channel_loops(sch: Schedule, accumulate: SBlockRV, last: SBlockRV) -> tuple[list[LoopRV], LoopRV]:
@@ -162,7 +167,7 @@ def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     found = _blocks_by_role(sch)
     accumulate = found["accumulate"]
     lanes = int(sch.get(accumulate).writes[0].source.ty.shape[-1])
-    last = _last_block(sch, found["unpack"])
+    last = _last_block(sch, found)
     pixels, channel = _pixel_and_channel_loops(sch, accumulate, last)
     channel_outer, vector, lane = sch.split(channel, [None, variant.vectors, lanes])
     column_outer, column = sch.split(pixels[-1], [None, variant.columns])
@@ -173,47 +178,66 @@ def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     around = [channel_outer, *outer, column_outer] if variant.weights_outside else [*outer, column_outer, channel_outer]
     sch.reorder(*around, *inner, vector, lane)
     sch.compute_at(accumulate, around[-1], preserve_unit_loops=True)
-    reduction = _accumulate(sch, accumulate, len(around), variant.unroll)
+    reduction, innermost = _accumulate(sch, accumulate, len(around), variant.unroll)
     for loop in [*inner, vector]:
         sch.unroll(loop)
     sch.vectorize(lane)
+    by_rows = variant.pad_rows and "pad" in found
     if "pad" in found:
-        _pad(sch, found["pad"], outer[-1] if variant.pad_rows else None, machine.lanes(32), threads)
+        by_rows = _pad(sch, found["pad"], outer[-1] if by_rows else None, machine, threads)
     if threads > 1:
-        sch.parallel(sch.fuse(*around[: len(outer) + 1] if variant.weights_outside else outer or around[:1]))
-    sch.decompose_reduction(accumulate, reduction)
+        sch.parallel(sch.fuse(*outer if by_rows else around))
+    start = sch.decompose_reduction(accumulate, reduction)
+    if instruction := _instruction(sch, accumulate):
+        sch.vectorize(sch.get_loops(start)[-1])
+        sch.tensorize(innermost, instruction)
 
 
-def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) -> LoopRV:
-    """Put the reduction around the register block; its outermost loop."""
+def _instruction(sch: Schedule, accumulate: SBlockRV) -> str | None:
+    """The dot-product instruction that an integer accumulation is made for."""
+    name = sch.get(accumulate).annotations.get(DOT)
+    return None if name is None else str(name)
+
+
+def _accumulate(sch: Schedule, accumulate: SBlockRV, outer: int, unroll: int) -> tuple[LoopRV, LoopRV]:
+    """Put the reduction around the register block; its outermost loop, and the loop over lanes."""
     axes = sch.get(accumulate).iter_vars
     loops = sch.get_loops(accumulate)[outer:]
     reduction = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type == REDUCTION_AXIS]
     spatial = [loop for loop, axis in zip(loops, axes, strict=True) if axis.iter_type != REDUCTION_AXIS]
-    sch.reorder(*reduction, *spatial)
+    if _instruction(sch, accumulate):
+        sch.reorder(*reduction[:-1], *spatial, reduction.pop())  # the products that one instruction adds up
+    else:
+        sch.reorder(*reduction, *spatial)
+        sch.vectorize(spatial[-1])
     for loop in spatial[:-1]:
         sch.unroll(loop)
-    sch.vectorize(spatial[-1])
     if unroll > 1:
         reduction[-1], step = sch.split(reduction[-1], [None, unroll])
         sch.unroll(step)
-    return reduction[0]
+    return reduction[0], spatial[-1]
 
 
-def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, vector_lanes: int, threads: int) -> None:
-    """Vectorize the padding over channels; make it row by row under `at`, or all at once."""
+def _pad(sch: Schedule, pad: SBlockRV, at: LoopRV | None, machine: Machine, threads: int) -> bool:
+    """Vectorize the padding over the channels of a pixel; make it row by row under `at`, or all at once.
+
+    Whether it is row by row: what a thread pads lies on its stack, so it may not be large.
+    """
+    pixel = int(sch.get(pad).annotations.get(PIXEL, 0))
+    lanes = machine.lanes(8 * element_bytes(str(sch.get(pad).writes[0].source.ty.dtype)))
     if at is not None and threads > 1 and _bytes_at(sch, pad, at) > THREAD_STACK_BYTES // 2:
-        at = None  # each thread would have its rows on its stack
+        at = None
     if at is not None:
         sch.compute_at(pad, at, preserve_unit_loops=True)
     *outer, channel = sch.get_loops(pad)
     extent = int(sch.get(channel).extent)
-    lanes = min(extent & -extent, vector_lanes)
+    lanes = min(lanes, extent & -extent, pixel & -pixel or lanes)
     if lanes > 1:
         _, inner = sch.split(channel, [None, lanes])
         sch.vectorize(inner)
     if threads > 1 and at is None:
         sch.parallel(sch.fuse(*outer[:2]))
+    return at is not None
 
 
 def _bytes_at(sch: Schedule, block: SBlockRV, loop: LoopRV) -> int:

@@ -15,7 +15,7 @@
 #error "compile with -DPOOL_THREADS=n, the caller's thread included"
 #endif
 
-enum { SPINS = 4000, WORKERS = POOL_THREADS - 1 };
+enum { SPINS = 4000, WORKERS = POOL_THREADS - 1, STACK_BYTES = 1 << 20 }; /* kernels use up to half of the stack */
 
 typedef struct {
   void *sync_handle;
@@ -106,10 +106,14 @@ static void stop_workers(void) {
 /* The program's signals are not the workers' business: their handlers run in its own threads. */
 static int start_worker(pthread_t *thread, int id) {
   sigset_t all, before;
+  pthread_attr_t attributes;
+  if (pthread_attr_init(&attributes) != 0) return -1;
+  pthread_attr_setstacksize(&attributes, STACK_BYTES);
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = pthread_create(thread, NULL, worker, (void *)(intptr_t)id);
+  int error = pthread_create(thread, &attributes, worker, (void *)(intptr_t)id);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
+  pthread_attr_destroy(&attributes);
   return error;
 }
 
