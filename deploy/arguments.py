@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("measure", "check", "report"):
         make[name].add_argument("artifact", type=Path, help="folder that `run` or `build` made")
     _add_source(make["measure"])
+    _add_explain(make["build"])
     _add_target(make["measure"])
     for name in ("run", "measure"):
         _add_inputs(make[name])
@@ -107,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
     for one in make.values():
         _add_talk(one, argparse.SUPPRESS)  # before or after the command; there it must not undo what stood before
     return main_parser
+
+
+def _add_explain(build: argparse.ArgumentParser) -> None:
+    build.add_argument(
+        "--explain", action="store_true", help="show what a quantized model computes in integers, and what in float"
+    )
 
 
 def _add_targets(targets: argparse.ArgumentParser) -> None:

@@ -120,13 +120,15 @@ def _tune(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from deploy import pipeline
+    from deploy import evidence, pipeline
 
     target = _target(args)
     source = pipeline.load_model(args.model, dict(args.shape))
     out = _place(args, source.name, target)
     with _progress(args) as progress:
         artifact = pipeline.build(source, target, out=out, trials=args.trials or 0, progress=progress, logs=args.logs)
+    if args.explain:
+        _out(evidence.explain(artifact))
     _out(str(artifact.path))
     return 0
 

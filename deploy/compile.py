@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +13,18 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target as TvmTarget
 
-from deploy import files
+from deploy import files, operators
 from deploy.aot import build as aot
 from deploy.artifact import MANIFEST, Artifact, file_hashes, manifest_text, spec_facts
+from deploy.integer import IntegerModel, to_integer
 from deploy.kernels.default import default_schedule
 from deploy.kernels.for_target import machine_for
 from deploy.lower import LoweredModel, explained, lower
 from deploy.model_spec import SourceModel
-from deploy.relax_import import import_model
+from deploy.relax_import import RelaxModel, import_model
 from deploy.target import Target
 
+QUANTIZED = {"quantize", "dequantize"}
 TOOLS = ("apache-tvm", "torch", "onnx", "onnxruntime", "ai-edge-litert", "xgboost-cpu", "numpy")
 
 
@@ -43,7 +45,21 @@ class Scheduled:
 
 def lower_for(source: SourceModel, target: Target) -> LoweredModel:
     """Import and lower a model for a target. Raises InputError for what cannot be compiled."""
-    return lower(import_model(source), TvmTarget(target.tvm), machine_for(target))
+    return _lowered(_imported(source), target)
+
+
+def _imported(source: SourceModel) -> tuple[RelaxModel, IntegerModel | None]:
+    """The model in Relax; a quantized one in integers, with what is known of that step."""
+    model = import_model(source)
+    if not operators.count(model.mod)[0].keys() & QUANTIZED:
+        return model, None
+    with explained(f"model '{source.name}' in integers"):
+        integer = to_integer(model, source_format=source.format)
+    return replace(model, mod=integer.mod), integer
+
+
+def _lowered(imported: tuple[RelaxModel, IntegerModel | None], target: Target) -> LoweredModel:
+    return lower(imported[0], TvmTarget(target.tvm), machine_for(target))
 
 
 def schedule_all(model: LoweredModel, target: Target, schedules: Schedules | None) -> Scheduled:
@@ -64,7 +80,17 @@ def tool_versions() -> dict[str, str]:
     return {"tvm-deploy": version("tvm-deploy"), "python": platform.python_version(), **{t: version(t) for t in TOOLS}}
 
 
-def _facts(source: SourceModel, model: LoweredModel, target: Target, scheduled: Scheduled) -> dict[str, Any]:
+def _integer_facts(integer: IntegerModel | None) -> dict[str, Any] | None:
+    """Operators of a quantized model before and after it was brought into integers, and what stayed in float."""
+    if integer is None:
+        return None
+    kept = [{"name": one.name, "reason": one.reason} for one in integer.kept_float]
+    return {"before": dict(integer.before), "after": dict(integer.after), "float": kept}
+
+
+def _facts(
+    source: SourceModel, model: LoweredModel, integer: IntegerModel | None, target: Target, scheduled: Scheduled
+) -> dict[str, Any]:
     return {
         "name": source.name,
         "prefix": source.c_name,
@@ -75,7 +101,8 @@ def _facts(source: SourceModel, model: LoweredModel, target: Target, scheduled: 
         "threads": target.threads,
         "inputs": spec_facts(source.inputs),
         "outputs": spec_facts(source.outputs),
-        "operators": model.operators,
+        "operators": dict(integer.before) if integer else model.operators,
+        "integer": _integer_facts(integer),
         "macs": model.macs,
         "kernels": {"count": len(scheduled.kernels), "tuned": sorted(scheduled.tuned)},
         "versions": tool_versions(),
@@ -87,9 +114,10 @@ def build(source: SourceModel, target: Target, out: Path, schedules: Schedules |
 
     Raises InputError for a model that cannot be compiled or a folder that cannot be written, ToolError for a compiler.
     """
-    model = lower_for(source, target)
+    imported = _imported(source)
+    model = _lowered(imported, target)
     scheduled = schedule_all(model, target, schedules)
-    facts: Mapping[str, Any] = _facts(source, model, target, scheduled)
+    facts: Mapping[str, Any] = _facts(source, model, imported[1], target, scheduled)
     with files.atomic_directory(out, marker=MANIFEST) as folder:
         graph, plan, sizes = aot.build(
             model, scheduled.kernels, (source.inputs, source.outputs), target, source.c_name, folder

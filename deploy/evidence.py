@@ -91,3 +91,16 @@ def check_target(target: Target, artifact: Artifact) -> None:
             f"{artifact.path} was built for {built['name']} ({built['fingerprint']}), "
             f"not for {target.name} ({target.fingerprint()}); name that target, or build it again"
         )
+
+
+def explain(artifact: Artifact) -> str:
+    """How a quantized model was brought into integers: operators before and after, and what stayed in float."""
+    facts = artifact.facts.get("integer")
+    if facts is None:
+        return f"{artifact.name} is not quantized: it computes in the types of the source model"
+    names = sorted({*facts["before"], *facts["after"]})
+    width = max(map(len, names))
+    lines = [f"{'operator':{width}}  before  after"]
+    lines += [f"{name:{width}}  {facts['before'].get(name, 0):6}  {facts['after'].get(name, 0):5}" for name in names]
+    lines += [f"stays in float: {one['name']}: {one['reason']}" for one in facts["float"]]
+    return "\n".join(lines if facts["float"] else [*lines, "nothing stays in float"])

@@ -26,6 +26,7 @@ from deploy.relax_rewrite import (
     rewrite_conv1d,
     rewrite_reshapes,
     rewrite_takes,
+    rewrite_topk,
     sink_reshapes,
 )
 
@@ -50,6 +51,7 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
         relax.transform.FoldConstant(),
         rewrite_clips(),
         rewrite_takes(),
+        rewrite_topk(),
         rewrite_constants(),
         rewrite_conv1d(),
         rewrite_reshapes(),  # ConvertLayout overflows on a negative axis of squeeze

@@ -216,6 +216,23 @@ class _Takes(PyExprMutator):  # type: ignore[misc]
         return relax.op.take(call.args[0], call.args[1], call.attrs.axis, mode="clip")
 
 
+@mutator
+class _TopOne(PyExprMutator):  # type: ignore[misc]
+    """topk of one → maximum and its position: sorting has no ahead-of-time form."""
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        if op_name(call) != "relax.topk" or int(call.attrs.k) != 1:
+            return call
+        data, axis, largest = call.args[0], int(call.attrs.axis), bool(call.attrs.largest)
+        value = (relax.op.max if largest else relax.op.min)(data, axis, keepdims=True)
+        index = (relax.op.argmax if largest else relax.op.argmin)(data, axis, keepdims=True)
+        index = relax.op.astype(self.builder_.emit(index), str(call.attrs.dtype))
+        parts = {"values": [value], "indices": [index]}.get(str(call.attrs.ret_type), [value, index])
+        emitted = [self.builder_.emit(part) for part in parts]
+        return emitted[0] if len(emitted) == 1 else relax.Tuple(emitted)
+
+
 def per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.Pass:
     """A pass that applies a mutator to `main`."""
 
@@ -245,6 +262,11 @@ def rewrite_conv1d() -> tvm.ir.transform.Pass:
 def sink_reshapes() -> tvm.ir.transform.Pass:
     """Pass: a reshape between a product and element-wise operators moves behind them."""
     return per_function(_SunkReshapes, "SinkReshapes")
+
+
+def rewrite_topk() -> tvm.ir.transform.Pass:
+    """Pass: relax.topk with k = 1 → relax.max or min, and relax.argmax or argmin."""
+    return per_function(_TopOne, "RewriteTopk")
 
 
 def rewrite_takes() -> tvm.ir.transform.Pass:

@@ -23,11 +23,6 @@ from deploy.integer import IntegerModel, to_integer  # noqa: E402
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 
 
-def run(mod: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of a module by TVM's virtual machine."""
-    return runner(mod)(inputs)
-
-
 def runner(mod: Any) -> Any:
     """A function that runs a module, compiled once without tuning."""
     from tvm import relax
@@ -165,6 +160,25 @@ def test_what_only_moves_elements(tmp_path, seed):
 def test_transposed_convolution(tmp_path, padding):
     net = q.Net(padding)
     net.transpose_conv(net.input(1, 4, 5, 3), 4, 3, 2, padding)
+    check(net, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_16_bit_activations(tmp_path, seed):
+    net = q.Net(seed, "int16")
+    x, y = (net.tensor((1, 6, 6, 4), scale) for scale in (1e-4, 2e-4))
+    net.inputs += [x, y]
+    net.wide_conv(x, 5, 3, True)
+    net.wide_conv(x, 5, 3, False)
+    net.dense(net.reshape(x, 4, 36), 5, quantizedBiasType=schema.TensorType.INT32)
+    for code, kind in (
+        (Builtin.ADD, schema.AddOptionsT), (Builtin.SUB, schema.SubOptionsT), (Builtin.MUL, schema.MulOptionsT)
+    ):  # fmt: skip
+        net.op(code, [x.index, y.index], net.tensor(x.shape, 3e-4), kind)
+    for code in (Builtin.AVERAGE_POOL_2D, Builtin.MAX_POOL_2D):
+        net.pool(x, code, 2, strideH=2, strideW=2)
+    net.reduce(x, Builtin.MEAN, (1, 2), True)
+    net.op(Builtin.RELU, [x.index], net.tensor(x.shape, 2e-4))
     check(net, tmp_path)
 
 

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 errors units statistics files yaml_source budget fields host target_parts target targets boards shell progress
 model_spec model_onnx model_tflite model_torch model
-relax_torch relax_import relax_rewrite relax_fold operators graph graph_from_relax
+relax_torch relax_import relax_rewrite relax_layout relax_fold operators graph graph_from_relax
 integer.fixed_point integer.rules integer.context integer.once integer.requantize integer.tables integer.conv
 integer.elementwise integer.pool integer.softmax integer.shapes integer.transform integer
-kernels kernels.machine kernels.for_target kernels.buffers kernels.mathematics kernels.compute kernels.dot
-kernels.packing kernels.quantized kernels.legalize kernels.schedule kernels.fallback kernels.default kernels.plain
+kernels kernels.dot kernels.dot_intrinsics kernels.machine kernels.for_target kernels.buffers kernels.mathematics
+kernels.compute kernels.packing kernels.quantized kernels.legalize kernels.legalize_quantized kernels.schedule kernels.fallback kernels.default kernels.plain
 lower
 power.reading power.sysfs power.integrate power.sampler power.rapl power.hwmon power.estimate power.meters power
 artifact
@@ -134,7 +134,7 @@ def test_only_modules_that_compile_import_tvm_at_the_top():
     assert not {n for n in MODULES if any(top and m.split(".")[0] in frameworks for m, top in imports(n))}
 
 
-OF_TVM = ("lower", "compile", "graph_from_relax", "operators", "relax_rewrite", "relax_fold")
+OF_TVM = ("lower", "compile", "graph_from_relax", "operators", "relax_rewrite", "relax_fold", "relax_layout", "dead_channels")
 LIGHT = {
     "import": "import deploy; deploy.load; import deploy.errors, deploy.targets, deploy.boards, deploy.report",
     "runtime": "import deploy.runtime",

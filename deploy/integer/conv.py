@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from deploy.integer.context import Array, Context, Output, Quantized, Stays, const
+from deploy.integer.fixed_point import INT32_MAX
 from deploy.integer.requantize import requantize, requantize_once
 from deploy.integer.rules import RANGES, Scales
 from deploy.relax_rewrite import op_name, shape_of
@@ -52,17 +53,18 @@ def linear(ctx: Context, call: Call, out: Output, bias_expr: relax.Expr | None =
     is_dense = op_name(call) == "relax.matmul"
     if is_dense and ctx.rules.dense_rounds_once and data.dtype != "uint8":
         exact = ctx.rules.linear(data.scale, scales, out.scale, in_float=False)
-        return requantize_once(ctx, accumulator, exact, out, channels, _largest(ctx, call, data))
+        return requantize_once(ctx, accumulator, exact, out, channels, _largest(call, data, accumulator))
     in_float = (is_dense and scales.size == 1) or data.dtype == "uint8"
     effective = ctx.rules.linear(data.scale, scales, out.scale, in_float)
     return requantize(ctx, accumulator, effective, out, channels, _in_units_of(bias, out, channels))
 
 
-def _largest(ctx: Context, call: Call, data: Quantized) -> int:
-    """A bound of the sum of products, from the types alone."""
+def _largest(call: Call, data: Quantized, accumulator: relax.Expr) -> int:
+    """A bound of an accumulator: of its type, or of what 16-bit activations can add up to."""
+    if str(accumulator.ty.dtype) == "int32":
+        return INT32_MAX
     low, high = RANGES[data.dtype]
-    depth = shape_of(call.args[0])[-1]
-    return min(depth * max(data.zero_point - low, high - data.zero_point) * 128 + 2**31, 2**62)
+    return min(shape_of(call.args[0])[-1] * max(-low, high) * 128 + INT32_MAX, 2**62)  # and a bias
 
 
 def channel_shape(call: Call) -> tuple[int, ...]:

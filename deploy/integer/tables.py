@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from deploy.integer import fixed_point as fp
-from deploy.integer.context import Array, Context, Output, Quantized, Stays, const, operator
+from deploy.integer.context import Array, Context, Output, Quantized, Stays, const
 from deploy.integer.rules import RANGES, Float
 from deploy.relax_rewrite import op_name
 
@@ -112,7 +112,7 @@ def _chain(ctx: Context, expr: relax.Expr, leaves: dict[relax.Expr, Quantized], 
         leaves.setdefault(call.args[0], ctx.quantized(call))
         return lambda x: x
     if depth == 0 or (name not in FUNCTIONS and name not in ("relax.clip", "relax.nn.leakyrelu")):
-        raise Stays(f"{operator(call).removeprefix('relax.') or 'its operand'} has no integer form here")
+        raise Stays("it has no integer form here")
     operands = [_chain(ctx, arg, leaves, depth - 1) for arg in call.args[: 1 if name == "relax.clip" else None]]
     operation = _function_of(call)
     return lambda x: operation(*(operand(x) for operand in operands))

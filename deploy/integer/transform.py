@@ -83,15 +83,16 @@ def to_integer(model: RelaxModel, rounding: Rounding = "single", source_format: 
     mod["main"] = rewriting.function()
     mod = relax.transform.DeadCodeElimination(["main"])(mod)
     live = {str(binding.var.name) for block in mod["main"].body.blocks for binding in block.bindings}
-    kept = tuple(kept for name, kept in rewriting.kept.items() if name in live)
+    kept = tuple(rewriting.described(value) for name, value in rewriting.copied.items() if name in live)
+    mod = relax.transform.CanonicalizeBindings()(mod)  # the result's variable would be another's second name
     return IntegerModel(mod, kept, MappingProxyType(before), MappingProxyType(operators.count(mod)[0]))
 
 
 class _Rewriting:
-    """One walk over `main`; `kept` has every operator that was copied in float, by the name of its new variable."""
+    """One walk over `main`; `copied` has every float operator that was taken as it is, by its new variable's name."""
 
     def __init__(self, mod: tvm.IRModule, rules: Rules) -> None:
-        self.main, self.kept = mod["main"], dict[str, FloatOperator]()
+        self.main, self.copied = mod["main"], dict[str, Call]()
         self.ctx = Context(mod, rules)
         self.reasons: dict[relax.Expr, str] = {}
 
@@ -123,24 +124,23 @@ class _Rewriting:
         return None
 
     def _quantize(self, call: Call, out: Output) -> relax.Expr | None:
-        """The quantized result of the float operators behind `call`. Raises Stays with the reason for the last one."""
+        """The quantized result of the float operators behind `call`, or nothing, with the reason noted."""
         expr = call.args[0]
         while (limited := self.ctx.limits(expr)) is not None:
             expr, low, high = limited
             out = self._limited(out, low, high)
         root = self.ctx.bound(expr)
-        if operator(root) not in HANDLERS:
-            return tables.function(self.ctx, root, out) if isinstance(root, Call) else None
-        try:
-            return HANDLERS[operator(root)](self.ctx, root, out)
-        except Stays as stays:
-            if op_name(root) in tables.FUNCTIONS:
-                try:
-                    return tables.function(self.ctx, root, out)
-                except Stays:
-                    pass
-            self.reasons[root] = str(stays)
+        if not isinstance(root, Call):
             return None
+        reasons = []
+        for handler in (HANDLERS.get(operator(root)), tables.function):
+            try:
+                if handler is not None:
+                    return handler(self.ctx, root, out)
+            except Stays as stays:
+                reasons.append(str(stays))
+        self.reasons[root] = reasons[0]
+        return None
 
     def _limited(self, out: Output, low: float, high: float) -> Output:
         """`out` within the range that an activation leaves."""
@@ -174,9 +174,12 @@ class _Rewriting:
             return self.ctx.new(value)
         copied = self.ctx.emit(self.ctx.new(value))
         if any(is_float(expr.ty) for expr in (copied, *value.args)):
-            name = operator(value).removeprefix("relax.")
-            self.kept[str(copied.name)] = FloatOperator(name, self.reasons.get(value) or self._reason(value))
+            self.copied[str(copied.name)] = value
         return copied
+
+    def described(self, call: Call) -> FloatOperator:
+        """A float operator's name, and why it is one."""
+        return FloatOperator(operator(call).removeprefix("relax."), self.reasons.get(call) or self._reason(call))
 
     def _reason(self, call: Call) -> str:
         name = op_name(call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         changed = rewrite(call, stored, weight)
         return call if changed is None else changed
 
-    def _value(self, expr: relax.Expr) -> relax.Expr | None:
+    def _value(self, expr: relax.Expr) -> Any:
         return self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
 
     def _stored(self, operand: relax.Expr) -> Stored | None:
@@ -103,8 +104,8 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         total = taps.astype(np.int64).sum(axis=tuple(range(taps.ndim - 1)))
         correction = (-(operand.shift + stored.zero_point) * total).astype(np.int32)
         packed = relax.const(_dot_weights(taps, dot))
-        arguments = (stored.tensor, packed, relax.const(correction))
-        return self._emit(function, *arguments, channels=taps.shape[-1], operand=operand, dot=dot, **sizes)
+        sums = quantized.Sums(taps.shape[-1], operand, dot)
+        return self._emit(function, stored.tensor, packed, relax.const(correction), sums=sums, **sizes)
 
     def _matmul(self, call: Call, stored: Stored, weight: npt.NDArray[np.generic]) -> relax.Expr | None:
         if weight.ndim != 2 or len(stored.tensor.ty.shape) < 2:

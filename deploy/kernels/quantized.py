@@ -6,6 +6,8 @@ the form that the target's dot-product instruction takes, with the zero point wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm import te, tirx
 from tvm.ir import Expr
 
@@ -14,6 +16,15 @@ from deploy.kernels.dot import DotProduct, intrinsic_name
 
 DOT = "deploy.dot"  # names the instruction of an accumulation
 PIXEL = "deploy.pixel"  # elements of one pixel in a row of operands
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Output channels, what is multiplied with the weights, and the instruction that does it."""
+
+    channels: int
+    operand: Operand
+    dot: DotProduct
 
 
 def operand_for(dot: DotProduct, stored: str, zero_point: int) -> Operand:
@@ -45,14 +56,7 @@ def _rows(data: te.Tensor, window: Window, operand: Operand, length: int) -> te.
 
 
 def quantized_conv2d(
-    data: te.Tensor,
-    weight: te.Tensor,
-    correction: te.Tensor,
-    channels: int,
-    kernel_w: int,
-    window: Window,
-    operand: Operand,
-    dot: DotProduct,
+    data: te.Tensor, weight: te.Tensor, correction: te.Tensor, kernel_w: int, window: Window, sums: Sums
 ) -> te.Tensor:
     """Convolution without horizontal dilation: [N, H, W, CI], [CO/L, KH, KW*CI/G, L, G], [CO] → int32 [N, OH, OW, CO].
 
@@ -64,39 +68,37 @@ def quantized_conv2d(
     (sh, sw), dh = window.stride, window.dilation[0]
     step = sw * in_channels
     row = window.padded((height, width))[1] * in_channels
-    operands = _rows(data, window, operand, max(row, (out_w - 1) * step + groups * depth))
+    operands = _rows(data, window, sums.operand, max(row, (out_w - 1) * step + groups * depth))
     kh = te.reduce_axis((0, kernel_h), "kh")
     group, g = te.reduce_axis((0, groups), "j"), te.reduce_axis((0, depth), "g")
 
-    def sums(n: Expr, h: Expr, w: Expr, o: Expr, i: Expr) -> Expr:
+    def total(n: Expr, h: Expr, w: Expr, o: Expr, i: Expr) -> Expr:
         value = operands[n, h * sh + kh * dh, clamped(w, out_w) * step + group * depth + g]
         return te.sum(value.astype("int32") * weight[o, kh, group, i, g].astype("int32"), axis=[kh, group, g])
 
-    attrs = {ROLE: "accumulate", DOT: intrinsic_name(dot)}
-    acc = te.compute((batch, out_h, filled(out_w), blocks, lanes), sums, name="acc", attrs=attrs)
-    return unpack(acc, (batch, out_h, out_w, channels), correction)
+    attrs = {ROLE: "accumulate", DOT: intrinsic_name(sums.dot)}
+    acc = te.compute((batch, out_h, filled(out_w), blocks, lanes), total, name="acc", attrs=attrs)
+    return unpack(acc, (batch, out_h, out_w, sums.channels), correction)
 
 
-def quantized_matmul(
-    data: te.Tensor, weight: te.Tensor, correction: te.Tensor, channels: int, operand: Operand, dot: DotProduct
-) -> te.Tensor:
+def quantized_matmul(data: te.Tensor, weight: te.Tensor, correction: te.Tensor, sums: Sums) -> te.Tensor:
     """Product with a constant matrix: data [..., K], weight [N/L, K/G, L, G], correction [N] → int32 [..., N]."""
     blocks, groups, lanes, depth = (int(d) for d in weight.shape)
     *batch, rows, size = (int(d) for d in data.shape)
-    border = tirx.const(0, operand.dtype)
+    border = tirx.const(0, sums.operand.dtype)
 
     def value(*i: Expr) -> Expr:
         if size == groups * depth:
-            return operand.of(data[i])
-        return tirx.if_then_else(i[-1] < size, operand.of(data[i]), border)
+            return sums.operand.of(data[i])
+        return tirx.if_then_else(i[-1] < size, sums.operand.of(data[i]), border)
 
     operands = te.compute((*batch, rows, groups * depth), value, name="pad", attrs={ROLE: "pad"})
     group, g = te.reduce_axis((0, groups), "j"), te.reduce_axis((0, depth), "g")
 
-    def sums(*i: Expr) -> Expr:
+    def total(*i: Expr) -> Expr:
         left = operands[(*i[:-3], clamped(i[-3], rows), group * depth + g)]
         return te.sum(left.astype("int32") * weight[i[-2], group, i[-1], g].astype("int32"), axis=[group, g])
 
-    attrs = {ROLE: "accumulate", DOT: intrinsic_name(dot)}
-    acc = te.compute((*batch, filled(rows), blocks, lanes), sums, name="acc", attrs=attrs)
-    return unpack(acc, (*batch, rows, channels), correction)
+    attrs = {ROLE: "accumulate", DOT: intrinsic_name(sums.dot)}
+    acc = te.compute((*batch, filled(rows), blocks, lanes), total, name="acc", attrs=attrs)
+    return unpack(acc, (*batch, rows, sums.channels), correction)

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from deploy.kernels import dot_intrinsics  # noqa: F401  (a schedule names instructions, which must be known by then)
 from deploy.kernels.buffers import buffer_bytes, element_bytes
 from deploy.kernels.compute import ROLE
 from deploy.kernels.machine import THREAD_STACK_BYTES, Machine

@@ -71,6 +71,17 @@ class Net:
         data = self.rng.integers(-127, 128, shape)
         return self.b.tensor("w", shape, "int8", data=data, scale=scales, axis=axis if per_channel else 0), scales
 
+    def wide_conv(self, x: Tensor, channels: int, size: int, has_bias: bool) -> Tensor:
+        """A convolution of 16-bit activations: 32 bits with a bias, 64 without one."""
+        w, scales = self.weights((channels, size, size, x.shape[3]), 0, True)
+        values = {"strideH": 1, "strideW": 1, "padding": 0, "dilationHFactor": 1, "dilationWFactor": 1}
+        out = self.tensor((*self.windows(x, size, values), channels), x.scale * float(np.mean(scales)) * 200)
+        bias = self.bias(x, scales, channels) if has_bias else -1
+        kind = schema.Conv2DOptionsT
+        return self.op(
+            Builtin.CONV_2D, [x.index, w, bias], out, kind, **values, quantizedBiasType=schema.TensorType.INT32
+        )
+
     def bias(self, x: Tensor, scales: np.ndarray, channels: int) -> int:
         """int32 bias in the accumulator's unit."""
         data = self.rng.integers(-2000, 2000, channels)

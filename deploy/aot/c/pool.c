@@ -1,5 +1,8 @@
 /* A small thread pool for one model: workers spin for a moment, then sleep; one caller uses it at a time.
  *
+ * A loop has as many tasks as there are threads, and whoever comes first takes the next one: a worker that has no core
+ * to itself is not waited for, the caller computes its share.
+ *
  * Kernels call it through the hook that LLVM code generation leaves for parallel loops. A second caller that comes
  * while the pool is busy computes its loop alone: the result is the same.
  */
@@ -33,8 +36,8 @@ static struct {
   int sleeping;
   task_fn task;
   void *data;
-  atomic_uint generation; /* one up for every loop */
-  atomic_int pending;
+  _Atomic uint64_t ticket; /* upper half: one up for every loop; lower half: its next task */
+  atomic_int pending;      /* tasks that are not done */
   atomic_int failed;
   atomic_int stop;
 } pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -47,37 +50,49 @@ static void relax(void) {
 #endif
 }
 
-static unsigned wait_for_loop(unsigned seen) {
+static uint32_t loop_number(void) {
+  return (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
+}
+
+static uint32_t wait_for_loop(uint32_t seen) {
   for (int i = 0; i < SPINS; ++i) {
-    unsigned now = atomic_load_explicit(&pool.generation, memory_order_acquire);
+    uint32_t now = loop_number();
     if (now != seen) return now;
     relax();
   }
   pthread_mutex_lock(&pool.sleep);
   pool.sleeping++;
-  while (atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+  while (loop_number() == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
   pool.sleeping--;
   pthread_mutex_unlock(&pool.sleep);
-  return atomic_load(&pool.generation);
+  return loop_number();
 }
 
-static void run_task(int id) {
+/* Take tasks of one loop until there are none left. Task and data hold still as long as a task is pending. */
+static void work(uint32_t loop) {
   group_env env = {0, POOL_THREADS};
-  if (pool.task(id, &env, pool.data) != 0) atomic_store(&pool.failed, 1);
-}
-
-static void *worker(void *argument) {
-  int id = (int)(intptr_t)argument;
-  unsigned seen = 0;
-  for (;;) {
-    seen = wait_for_loop(seen);
-    if (atomic_load(&pool.stop)) return NULL;
-    run_task(id);
+  uint64_t ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+  while ((uint32_t)(ticket >> 32) == loop && (uint32_t)ticket < POOL_THREADS) {
+    if (!atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket + 1, memory_order_acq_rel,
+                                               memory_order_acquire))
+      continue;
+    if (pool.task((int)(uint32_t)ticket, &env, pool.data) != 0) atomic_store(&pool.failed, 1);
     atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
+    ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
   }
 }
 
-/* Let a worker that has no core to itself finish. */
+static void *worker(void *argument) {
+  uint32_t seen = 0;
+  (void)argument;
+  for (;;) {
+    seen = wait_for_loop(seen);
+    if (atomic_load(&pool.stop)) return NULL;
+    work(seen);
+  }
+}
+
+/* Wait for tasks that a worker has taken. */
 static void wait_for_workers(void) {
   for (int i = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) != 0; ++i) {
     if (i < SPINS) {
@@ -88,11 +103,14 @@ static void wait_for_workers(void) {
   }
 }
 
-static void announce(void) {
+/* Open the next loop; its number. */
+static uint32_t announce(void) {
+  uint32_t loop = loop_number() + 1u;
   pthread_mutex_lock(&pool.sleep);
-  atomic_fetch_add(&pool.generation, 1);
+  atomic_store_explicit(&pool.ticket, (uint64_t)loop << 32, memory_order_release);
   if (pool.sleeping) pthread_cond_broadcast(&pool.wake);
   pthread_mutex_unlock(&pool.sleep);
+  return loop;
 }
 
 static void stop_workers(void) {
@@ -104,14 +122,14 @@ static void stop_workers(void) {
 }
 
 /* The program's signals are not the workers' business: their handlers run in its own threads. */
-static int start_worker(pthread_t *thread, int id) {
+static int start_worker(pthread_t *thread) {
   sigset_t all, before;
   pthread_attr_t attributes;
   if (pthread_attr_init(&attributes) != 0) return -1;
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = pthread_create(thread, &attributes, worker, (void *)(intptr_t)id);
+  int error = pthread_create(thread, &attributes, worker, NULL);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   pthread_attr_destroy(&attributes);
   return error;
@@ -122,11 +140,11 @@ static int start_workers(void) {
   if (pool.started == WORKERS && pool.owner == getpid()) return 0;
   pthread_mutex_init(&pool.sleep, NULL);
   pthread_cond_init(&pool.wake, NULL);
-  atomic_store(&pool.generation, 0);
+  atomic_store(&pool.ticket, 0);
   pool.owner = getpid();
   pool.sleeping = 0;
   for (pool.started = 0; pool.started < WORKERS; ++pool.started) {
-    if (start_worker(&pool.threads[pool.started], pool.started + 1) != 0) {
+    if (start_worker(&pool.threads[pool.started]) != 0) {
       stop_workers();
       return -1;
     }
@@ -149,9 +167,8 @@ static int parallel_launch(task_fn task, void *data, int task_count) {
   pool.task = task;
   pool.data = data;
   atomic_store(&pool.failed, 0);
-  atomic_store(&pool.pending, WORKERS);
-  announce();
-  run_task(0);
+  atomic_store(&pool.pending, POOL_THREADS);
+  work(announce());
   wait_for_workers();
   int failed = atomic_load(&pool.failed);
   pthread_mutex_unlock(&pool.caller);
