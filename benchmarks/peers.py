@@ -20,6 +20,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 TOLERANCE = 1e-4
+INTEGER_STEPS = 64  # engines round between layers as they like; the fast kernels of LiteRT are up to 50 steps off
 
 
 class Unavailable(Exception):
@@ -134,8 +135,8 @@ class OpenVino:
 PEERS: tuple[Peer, ...] = (LiteRT(), OnnxRuntime(), OpenVino())
 
 
-def disagreement(outputs: Sequence[Array], reference: Sequence[Array]) -> str:
-    """What is wrong with `outputs`, in words, or an empty string.
+def disagreement(outputs: Sequence[Array], reference: Sequence[Array], steps: int = 0) -> str:
+    """What is wrong with `outputs`, in words, or an empty string; integers may differ by `steps`.
 
     The largest difference may be 1e-4 of the largest value of the reference, or 1e-4 where that is less than 1: engines
     add in different orders, but lower precision or a wrong layout shows.
@@ -146,7 +147,8 @@ def disagreement(outputs: Sequence[Array], reference: Sequence[Array]) -> str:
         if value.shape != expected.shape:
             return f"output {index} has shape {list(value.shape)} instead of {list(expected.shape)}"
         difference = np.abs(value.astype(np.float64) - expected.astype(np.float64)).max(initial=0)
-        allowed = TOLERANCE * max(1.0, float(np.abs(expected.astype(np.float64)).max(initial=0)))
+        largest = float(np.abs(expected.astype(np.float64)).max(initial=0))
+        allowed = TOLERANCE * max(1.0, largest) if expected.dtype.kind == "f" else steps
         if not difference <= allowed:  # not a number is not, either
             return f"output {index} differs by {difference:.3g}, more than {allowed:.3g}"
     return ""

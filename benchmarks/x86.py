@@ -41,6 +41,7 @@ class ModelResult:
     model: str
     rounds_us: Mapping[str, Sequence[float]]
     missing: Mapping[str, str]
+    dtype: str = "float32"
 
     @property
     def median_us(self) -> dict[str, float]:
@@ -91,7 +92,8 @@ class WrongOutput(Exception):
 def model_paths(names: Sequence[str]) -> list[Path]:
     """The files of models given by path or by name, or the default ones. Raises InputError."""
     if not names:
-        found = sorted(TINY.glob("*_f32.tflite")) or [path for path in (DIGITS,) if path.exists()]
+        tiny = [path for kind in ("f32", "int8") for path in sorted(TINY.glob(f"*_{kind}.tflite"))]
+        found = tiny or [path for path in (DIGITS,) if path.exists()]
         if not found:
             raise InputError('there is no model to compare with; give one (--models model.onnx) or run "make demo"')
         return found
@@ -99,7 +101,7 @@ def model_paths(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = next((path for path in (Path(name), TINY / f"{name}.tflite") if path.is_file()), None)
         if path is None:
-            known = ", ".join(sorted(path.stem for path in TINY.glob("*_f32.tflite"))) or "none here"
+            known = ", ".join(sorted(path.stem for path in TINY.glob("*.tflite"))) or "none here"
             raise InputError(f'no model "{name}"; give the path of an .onnx or .tflite file, or one of: {known}')
         paths.append(path)
     return paths
@@ -122,7 +124,7 @@ def run_model(path: Path, options: argparse.Namespace) -> ModelResult:
             verify(path.stem, ready, reference)
             calls = {name: prepared.run for name, prepared in ready.items()}
             times = rounds.time_in_rounds(calls, options.rounds, options.turn_ms / 1e3)
-    return ModelResult(path.stem, times, missing)
+    return ModelResult(path.stem, times, missing, source.inputs[0].dtype)
 
 
 def compile_both(source: Any, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
@@ -153,7 +155,8 @@ def verify(model: str, ready: Mapping[str, Prepared], reference: Sequence[Array]
     """Run each contender once; raises WrongOutput for the first that disagrees with the reference."""
     for name, prepared in ready.items():
         prepared.run()
-        if wrong := peers.disagreement(prepared.outputs(), reference):
+        steps = 0 if name in OWN else peers.INTEGER_STEPS
+        if wrong := peers.disagreement(prepared.outputs(), reference, steps):
             raise WrongOutput(f"{name} computes {model} wrongly: {wrong}")
 
 
@@ -171,8 +174,15 @@ def as_json(results: Sequence[ModelResult], options: argparse.Namespace) -> dict
         "rounds": options.rounds,
         "versions": versions,
         "models": {result.model: _model_as_json(result) for result in results},
-        "geomean": {own: rounds.geomean(result.ratio(own) for result in results) for own in OWN},
+        "geomean": _geomeans(results),
+        "geomean_by_type": {
+            dtype: _geomeans([r for r in results if r.dtype == dtype]) for dtype in sorted({r.dtype for r in results})
+        },
     }
+
+
+def _geomeans(results: Sequence[ModelResult]) -> dict[str, float | None]:
+    return {own: rounds.geomean(result.ratio(own) for result in results) for own in OWN}
 
 
 def table(results: Sequence[ModelResult]) -> Table:
@@ -190,7 +200,11 @@ def table(results: Sequence[ModelResult]) -> Table:
 
 def closing_lines(results: Sequence[ModelResult], summary: Mapping[str, Any]) -> list[str]:
     """What stands below the table: the geometric means, who is missing and why, where and with what it was run."""
-    means = ", ".join(f"{own} {_ratio_words(mean)}" for own, mean in summary["geomean"].items())
+    groups = summary["geomean_by_type"]
+    means = "; ".join(
+        f"{dtype}: " + ", ".join(f"{own} {_ratio_words(mean)}" for own, mean in group.items())
+        for dtype, group in groups.items()
+    )
     missing = [f"{r.model}: {name} n/a: {reason}" for r in results for name, reason in r.missing.items()]
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items() if number)
     threads = "1 thread" if summary["threads"] == 1 else f"{summary['threads']} threads"

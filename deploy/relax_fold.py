@@ -56,7 +56,8 @@ class _Constants(PyExprMutator):  # type: ignore[misc]
         value = _folded(call, known) if len(known) == len(operands) else None
         if value is None or value.dtype != np.dtype(str(call.ty.dtype)) or value.shape != shape_of(call):
             return call
-        return relax.const(np.ascontiguousarray(value).reshape(value.shape))
+        # Without its type, relax.const makes int64 int32, and float64 float32.
+        return relax.const(np.ascontiguousarray(value).reshape(value.shape), str(value.dtype))
 
     def _constant(self, expr: relax.Expr) -> Array | None:
         bound = self.builder_.lookup_binding(expr) if isinstance(expr, relax.Var) else expr

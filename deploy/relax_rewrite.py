@@ -180,7 +180,7 @@ def _moved_operands(call: Call, index: int, inner: relax.Expr) -> list[relax.Exp
     values = array_of(other)
     if values is not None:
         moved = _moved_constant(values, shape_of(call), shape_of(inner))
-        other = relax.const(moved) if moved is not None else None
+        other = relax.const(moved, str(moved.dtype)) if moved is not None else None
     elif shape_of(other) == shape_of(call):
         other = relax.op.reshape(other, shape_of(inner))
     else:

@@ -26,6 +26,7 @@ from deploy.reference import Reference, sample_inputs
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT.parent / "shared" / "models" / "mlperf-tiny"
 OPTIONS = Namespace(target="host", threads=1, trials=8, rounds=2, turn_ms=1, json=True)
+TINY_INT8 = ("ad_autoencoder", "ic_resnet8", "kws_dscnn", "sww", "vww_mobilenetv1")
 needs_tiny = pytest.mark.skipif(not TINY.is_dir(), reason="the MLPerf Tiny models are not beside this checkout")
 
 
@@ -131,6 +132,13 @@ def test_every_contender_comes_first_in_some_round():
     assert {rounds.turn_order(list("abcde"), number)[0] for number in range(10)} == set("abcde")
 
 
+def test_integers_may_differ_by_so_many_steps():
+    one, other = np.array([10], np.int8), np.array([60], np.int8)
+    assert peers.disagreement([other], [one], 50) == ""
+    assert "differs by 50" in peers.disagreement([other], [one], 49)
+    assert "differs by 50" in peers.disagreement([other], [one])
+
+
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))
 def test_geomean_lies_between_the_ratios_and_ignores_missing_ones(ratios):
     mean = rounds.geomean([None, *ratios])
@@ -204,10 +212,11 @@ def test_models_are_found_by_path_and_unknown_ones_are_named(onnx_model):
 
 
 @needs_tiny
-def test_models_are_found_by_name_and_the_float_ones_are_the_default():
+def test_models_are_found_by_name_and_the_tiny_ones_are_the_default():
     assert x86.model_paths(["ic_resnet8_int8"]) == [TINY / "ic_resnet8_int8.tflite"]
     found = [path.stem for path in x86.model_paths([])]
-    assert found == ["ad_autoencoder_f32", "ic_resnet8_f32", "vww_mobilenetv1_f32"]
+    assert found[:3] == ["ad_autoencoder_f32", "ic_resnet8_f32", "vww_mobilenetv1_f32"]
+    assert found[3:] == [f"{name}_int8" for name in TINY_INT8]
 
 
 @pytest.mark.parametrize("flags", [["--threads", "0"], ["--trials", "-1"], ["--rounds", "x"]])

@@ -75,6 +75,18 @@ def test_convolutions(tmp_path, seed):
     check(net, tmp_path)
 
 
+def test_fused_activations_round_like_tflite(tmp_path):
+    """6 / scale is 12.5: TFLite rounds it to 13, a half to the even neighbour would be 12."""
+    net = q.Net(0)
+    x = net.input(1, 9)
+    w, scales = net.weights((4, 9), 0, False)
+    for activation in q.ACTIVATIONS:
+        out, inputs = net.tensor((1, 4), 0.48, -3), [x.index, w, net.bias(x, scales, 4)]
+        net.op(Builtin.FULLY_CONNECTED, inputs, out, schema.FullyConnectedOptionsT, fusedActivationFunction=activation)
+    integer = check(net, tmp_path, tuple(range(6)))
+    assert integer.after["maximum"] <= 4
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_fully_connected(tmp_path, seed):
     net = q.Net(seed)
@@ -87,19 +99,19 @@ def test_fully_connected(tmp_path, seed):
     assert integer.after["matmul"] == 4
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_sums_differences_and_products(tmp_path, seed):
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(Builtin.ADD, schema.AddOptionsT), (Builtin.SUB, schema.SubOptionsT), (Builtin.MUL, schema.MulOptionsT)],
+)
+def test_sums_differences_and_products(tmp_path, seed, code, kind):
     net = q.Net(seed)
     x, y = net.input(2, 5, 4, 3), net.input(2, 5, 4, 3)
     row = net.input(1, 1, 1, 3)
-    for code, kind in (
-        (Builtin.ADD, schema.AddOptionsT), (Builtin.SUB, schema.SubOptionsT), (Builtin.MUL, schema.MulOptionsT)
-    ):  # fmt: skip
-        for activation in q.ACTIVATIONS:
-            net.binary(code, x, y, kind, fusedActivationFunction=activation)
-        net.binary(code, x, row, kind)
-        net.binary(code, y, net.constant(3), kind)
-        net.binary(code, x, x, kind)
+    for activation in q.ACTIVATIONS[:3]:
+        net.binary(code, x, y, kind, fusedActivationFunction=activation)
+    net.binary(code, x, row, kind)
+    net.binary(code, y, net.constant(3), kind)
     check(net, tmp_path)
 
 
@@ -168,8 +180,9 @@ def test_16_bit_activations(tmp_path, seed):
     net = q.Net(seed, "int16")
     x, y = (net.tensor((1, 6, 6, 4), scale) for scale in (1e-4, 2e-4))
     net.inputs += [x, y]
-    net.wide_conv(x, 5, 3, True)
-    net.wide_conv(x, 5, 3, False)
+    net.wide_conv(x, 5, 3)
+    net.transpose_conv(x, 3, 2, 2, VALID, has_bias=False)
+    net.dense(net.reshape(y, 4, 36), 5, has_bias=False)
     net.dense(net.reshape(x, 4, 36), 5, quantizedBiasType=schema.TensorType.INT32)
     for code, kind in (
         (Builtin.ADD, schema.AddOptionsT), (Builtin.SUB, schema.SubOptionsT), (Builtin.MUL, schema.MulOptionsT)
@@ -179,6 +192,26 @@ def test_16_bit_activations(tmp_path, seed):
         net.pool(x, code, 2, strideH=2, strideW=2)
     net.reduce(x, Builtin.MEAN, (1, 2), True)
     net.op(Builtin.RELU, [x.index], net.tensor(x.shape, 2e-4))
+    check(net, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_unsigned_convolutions(tmp_path, seed):
+    """The older form: uint8 weights with a zero point, one scale."""
+    net = q.Net(seed, "uint8")
+    x = net.input(1, 6, 5, 3)
+    zero_point = int(net.rng.integers(90, 160))
+    for code, shape, kind in (
+        (Builtin.CONV_2D, (4, 3, 3, 3), schema.Conv2DOptionsT),
+        (Builtin.DEPTHWISE_CONV_2D, (1, 3, 3, 3), schema.DepthwiseConv2DOptionsT),
+    ):
+        data, scale = net.rng.integers(0, 256, shape), np.float32(net.rng.uniform(0.002, 0.01))
+        w = net.b.tensor("w", shape, "uint8", data=data, scale=scale, zero_point=zero_point)
+        channels = shape[0] if code == Builtin.CONV_2D else shape[3]
+        values = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1, "padding": SAME}
+        values |= {"depthMultiplier": 1} if code == Builtin.DEPTHWISE_CONV_2D else {}
+        inputs = [x.index, w, net.bias(x, np.array([scale]), channels)]
+        net.op(code, inputs, net.tensor((1, 6, 5, channels), x.scale * scale * 200), kind, **values)
     check(net, tmp_path)
 
 

@@ -169,8 +169,17 @@ def test_operators(group):
     deployed(module, *examples)
 
 
-@pytest.mark.parametrize(("bits", "threads"), [(128, 1), (256, 2), (512, 4)])
-@pytest.mark.parametrize("group", ["pools", "softmax and norms", "products", "moves"])
+@pytest.mark.parametrize(
+    ("group", "bits", "threads"),
+    [
+        ("pools", 128, 2),
+        ("pools", 512, 1),
+        ("softmax and norms", 256, 1),
+        ("softmax and norms", 512, 4),
+        ("products", 256, 2),
+        ("moves", 128, 4),
+    ],
+)
 def test_other_vectors_and_threads(group, bits, threads):
     module, examples = GROUPS[group]
     deployed(module, *examples, target=replace(host(threads), explicit_vector_bits=bits))
@@ -189,6 +198,15 @@ TYPES = {
     "int64": (several(lambda x: x * 3 - 1, lambda x: x > 0, lambda x: x.sum(-1)), [whole(torch.int64, 5, 7)]),
     "bool": (several(lambda x, y: ~x, lambda x, y: (y > 0) & x, lambda x, y: torch.where(x, y, -y)),
              [whole(torch.bool, 16), image(16)]),
+    "constants of 64 bits": (
+        Function(
+            lambda s, x, i: (s.conv(x) * s.third, s.dense(x) + s.third[0, 0], i[:, None] + torch.tensor([[2**40, 1]])),
+            conv=nn.Conv2d(2, 3, 1).double(),
+            dense=nn.Linear(4, 5).double(),
+            third=torch.full((3, 1, 1), 1 / 3).double(),
+        ),
+        [image(1, 2, 4, 4).double(), whole(torch.int64, 3)],
+    ),
     "embedding": (nn.Embedding(11, 8), [whole(torch.int64, 3, 4)]),
     "gather": (several(lambda x, i: torch.gather(x, 1, i)), [image(3, 16), whole(torch.int64, 3, 2)]),
 }  # fmt: skip
@@ -200,8 +218,8 @@ def test_types(dtype):
     deployed(module, *examples)
 
 
-@pytest.mark.parametrize("make", [torch_models.mobilenet_v2, torch_models.resnet18], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "threads"), [(torch_models.mobilenet_v2, 2), (torch_models.resnet18, 1)])
 def test_image_networks(make, threads):
     deployed(make(), torch.rand(1, 3, 32, 32), target=host(threads))
 
@@ -210,9 +228,8 @@ def test_float16_network():
     deployed(torch_models.HalfNet(), torch.rand(1, 3, 8, 8).half())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_causal_transformer(threads):
-    deployed(torch_models.transformer_block(), torch.zeros(1, 8, dtype=torch.int64), target=host(threads))
+def test_causal_transformer():
+    deployed(torch_models.transformer_block(), torch.zeros(1, 8, dtype=torch.int64), target=host(2))
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ def rounds_alike(scale: float, low: int, high: int, largest: int = INT32_MAX) ->
     The results are those without the zero point, clamped to `low` … `high`, for all accumulators from -`largest` - 1
     to `largest`. Nothing where no multiplier of 31 bits does that, or the product would not fit 64 bits.
     """
-    targets = np.arange(low + 1, high + 1, dtype=np.int64)
-    first = _first_accumulators(scale, targets)
     multiplier, shift = quantize_multiplier(scale)
     if multiplier == 0 or shift > 30 or largest > 2**32 - 4:
         return None
+    targets = np.arange(low + 1, high + 1, dtype=np.int64)
+    first = _first_accumulators(scale, targets)
     for nudge in _NUDGES:
         pair = min(multiplier + nudge, INT32_MAX), shift
         if _agrees(pair, first, targets, largest):

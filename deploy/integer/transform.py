@@ -95,6 +95,12 @@ class _Rewriting:
         self.main, self.copied = mod["main"], dict[str, Call]()
         self.ctx = Context(mod, rules)
         self.reasons: dict[relax.Expr, str] = {}
+        self.clipped: set[relax.Var] = set()  # quantized results that are within their clip already
+        self.clips: dict[relax.Var, Call] = {  # a clip that alone reads a quantized result, by that result
+            value.args[0]: value
+            for value in self.ctx.bindings.values()
+            if op_name(value) == "relax.clip" and self.ctx.uses[value.args[0]] == 1
+        }
 
     def function(self) -> relax.Function:
         """The new `main`."""
@@ -102,19 +108,22 @@ class _Rewriting:
         with ctx.builder.function("main", list(self.main.params)):
             with ctx.builder.dataflow():
                 for var, value in ctx.bindings.items():
-                    integers = self._integers(value)
+                    integers = self._integers(var, value)
                     ctx.env[var] = self._copy(value) if integers is None else integers
                 result = ctx.builder.emit_output(ctx.new(self.main.body.body))
             ctx.builder.emit_func_output(result)
         built = ctx.builder.get()["main"]
         return relax.Function(built.params, built.body, built.ret_ty, built.is_pure, self.main.attrs)
 
-    def _integers(self, value: relax.Expr) -> relax.Expr | None:
+    def _integers(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         """The integer form of what a variable is bound to, or nothing where it has none."""
         name = op_name(value)
         try:
             if name == "relax.quantize":
-                return self._quantize(value, self.ctx.output(value))
+                result = self._quantize(value, self._output(var, value))
+                if result is not None and var in self.clips:
+                    self.clipped.add(var)
+                return result
             if name == "relax.clip":
                 return self._clip(value)
             if name == "relax.astype":
@@ -122,6 +131,22 @@ class _Rewriting:
         except Stays as stays:
             self.reasons.setdefault(value, str(stays))
         return None
+
+    def _output(self, var: relax.Var, call: Call) -> Output:
+        """What a quantization gives, within the clip that TFLite's frontend puts behind it. Raises Stays."""
+        out = self.ctx.output(call)
+        if var not in self.clips:
+            return out
+        low, high = _limits(self.clips[var], out.dtype)
+        return replace(out, low=self._exact(low, out), high=self._exact(high, out))
+
+    def _exact(self, limit: int, out: Output) -> int:
+        """A limit of a fused activation as TFLite rounds it: the frontend divides in double, a half to the even."""
+        for real in (0.0, -1.0, 1.0, 6.0):
+            if limit == round(real / float(out.scale)) + out.zero_point:
+                limit = self.ctx.rules.quantized(real, out.scale, out.zero_point)
+                break
+        return min(max(limit, out.low), out.high)
 
     def _quantize(self, call: Call, out: Output) -> relax.Expr | None:
         """The quantized result of the float operators behind `call`, or nothing, with the reason noted."""
@@ -150,18 +175,21 @@ class _Rewriting:
         return replace(out, low=first, high=last, activated=True)
 
     def _clip(self, call: Call) -> relax.Expr | None:
-        """A clamp of integers: within the quantization before it, where nothing else reads that."""
-        dtype = str(call.ty.dtype)
+        """A clamp of integers; nothing to do where the quantization before it has done it."""
+        dtype, value = str(call.ty.dtype), self.ctx.new(call.args[0])
         if dtype not in RANGES:
             return None
-        limits = [int(min(max(float(arg.value), RANGES[dtype][0]), RANGES[dtype][1])) for arg in call.args[1:]]
-        return clamp(self.ctx, self.ctx.new(call.args[0]), *limits)
+        if call.args[0] in self.clipped:
+            return value
+        return clamp(self.ctx, value, *_limits(call, dtype))
 
     def _average(self, call: Call) -> relax.Expr | None:
         """TFLite's average: the frontend averages in int32, and rounds towards zero."""
         pooled = self.ctx.bound(call.args[0])
-        widened = self.ctx.bound(pooled.args[0]) if op_name(pooled) == "relax.nn.avg_pool2d" else None
-        if widened is None or op_name(widened) != "relax.astype" or not self.ctx.rules.fixed_point:
+        if op_name(pooled) != "relax.nn.avg_pool2d" or not self.ctx.rules.fixed_point:
+            return None
+        widened = self.ctx.bound(pooled.args[0])
+        if op_name(widened) != "relax.astype":
             return None
         data, dtype = self.ctx.new(widened.args[0]), str(call.ty.dtype)
         if dtype not in RANGES or str(data.ty.dtype) != dtype:
@@ -189,6 +217,13 @@ class _Rewriting:
         if name == "relax.dequantize":
             return "its result is read as a floating point number"
         return "its operands or its result are not quantized"
+
+
+def _limits(clip: Call, dtype: str) -> tuple[int, int]:
+    """The integers that a clip limits a tensor of that type to."""
+    smallest, largest = RANGES[dtype]
+    low, high = (int(min(max(float(arg.value), smallest), largest)) for arg in clip.args[1:])
+    return low, high
 
 
 def is_float(ty: Any) -> bool:

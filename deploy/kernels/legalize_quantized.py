@@ -43,7 +43,7 @@ def _name(expr: relax.Expr) -> str:
     return str(expr.op.name) if isinstance(expr, Call) and isinstance(expr.op, Op) else ""
 
 
-def _dot_weights(taps: npt.NDArray[np.generic], dot: DotProduct) -> npt.NDArray[np.generic]:
+def dot_weights(taps: npt.NDArray[np.generic], dot: DotProduct) -> npt.NDArray[np.generic]:
     """[..., K, CO] → [CO/L, ..., K/G, L, G], what is missing filled with zeros."""
     *outer, size, channels = taps.shape
     more = [(0, 0)] * len(outer) + [(0, -size % dot.depth), (0, -channels % dot.lanes)]
@@ -103,7 +103,7 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         operand = quantized.operand_for(dot, stored.dtype, stored.zero_point)
         total = taps.astype(np.int64).sum(axis=tuple(range(taps.ndim - 1)))
         correction = (-(operand.shift + stored.zero_point) * total).astype(np.int32)
-        packed = relax.const(_dot_weights(taps, dot))
+        packed = relax.const(dot_weights(taps, dot))
         sums = quantized.Sums(taps.shape[-1], operand, dot)
         return self._emit(function, stored.tensor, packed, relax.const(correction), sums=sums, **sizes)
 

@@ -71,16 +71,13 @@ class Net:
         data = self.rng.integers(-127, 128, shape)
         return self.b.tensor("w", shape, "int8", data=data, scale=scales, axis=axis if per_channel else 0), scales
 
-    def wide_conv(self, x: Tensor, channels: int, size: int, has_bias: bool) -> Tensor:
-        """A convolution of 16-bit activations: 32 bits with a bias, 64 without one."""
+    def wide_conv(self, x: Tensor, channels: int, size: int) -> Tensor:
+        """A convolution of 16-bit activations with 32-bit sums, which is what a 32-bit bias says."""
         w, scales = self.weights((channels, size, size, x.shape[3]), 0, True)
         values = {"strideH": 1, "strideW": 1, "padding": 0, "dilationHFactor": 1, "dilationWFactor": 1}
         out = self.tensor((*self.windows(x, size, values), channels), x.scale * float(np.mean(scales)) * 200)
-        bias = self.bias(x, scales, channels) if has_bias else -1
-        kind = schema.Conv2DOptionsT
-        return self.op(
-            Builtin.CONV_2D, [x.index, w, bias], out, kind, **values, quantizedBiasType=schema.TensorType.INT32
-        )
+        inputs, kind = [x.index, w, self.bias(x, scales, channels)], schema.Conv2DOptionsT
+        return self.op(Builtin.CONV_2D, inputs, out, kind, **values, quantizedBiasType=schema.TensorType.INT32)
 
     def bias(self, x: Tensor, scales: np.ndarray, channels: int) -> int:
         """int32 bias in the accumulator's unit."""
@@ -119,11 +116,11 @@ class Net:
             sizes.append(-(-length // values[f"stride{letter}"]))
         return x.shape[0], sizes[0], sizes[1]
 
-    def dense(self, x: Tensor, units: int, per_channel: bool = False, **values: Any) -> Tensor:
+    def dense(self, x: Tensor, units: int, per_channel: bool = False, has_bias: bool = True, **values: Any) -> Tensor:
         """A fully connected layer on [batch, depth]."""
         w, scales = self.weights((units, x.shape[1]), 0, per_channel)
         out = self.tensor((x.shape[0], units), x.scale * float(np.mean(scales)) * 4000 * np.sqrt(x.shape[1]) / 100)
-        inputs = [x.index, w, self.bias(x, scales, units)]
+        inputs = [x.index, w, *([self.bias(x, scales, units)] if has_bias else [])]
         return self.op(Builtin.FULLY_CONNECTED, inputs, out, schema.FullyConnectedOptionsT, **values)
 
     def pool(self, x: Tensor, code: int, size: int, **values: Any) -> Tensor:
@@ -166,14 +163,16 @@ class Net:
         out = self.tensor(tuple(shape), scale, zero_point)
         return self.op(Builtin.CONCATENATION, [p.index for p in parts], out, schema.ConcatenationOptionsT, axis=axis)
 
-    def transpose_conv(self, x: Tensor, channels: int, size: int, stride: int, padding: int) -> Tensor:
-        """A transposed convolution with a bias."""
+    def transpose_conv(
+        self, x: Tensor, channels: int, size: int, stride: int, padding: int, has_bias: bool = True
+    ) -> Tensor:
+        """A transposed convolution."""
         w, scales = self.weights((channels, size, size, x.shape[3]), 0, True)
         grown = [s * stride if padding == schema.Padding.SAME else (s - 1) * stride + size for s in x.shape[1:3]]
         shape = (x.shape[0], *grown, channels)
         target = self.b.tensor("s", (4,), "int32", data=np.array(shape))
         out = self.tensor(shape, x.scale * float(np.mean(scales)) * 4000 * np.sqrt(size * size * x.shape[3]) / 100)
-        inputs = [target, w, x.index, self.bias(x, scales, channels)]
+        inputs = [target, w, x.index, *([self.bias(x, scales, channels)] if has_bias else [])]
         kind = schema.TransposeConvOptionsT
         return self.op(Builtin.TRANSPOSE_CONV, inputs, out, kind, strideH=stride, strideW=stride, padding=padding)
 
