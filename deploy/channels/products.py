@@ -1,0 +1,138 @@
+"""What each operator does to channels: bounds of its result, and which of its operands' channels they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call
+
+from deploy.channels import bounds as cb
+from deploy.channels.bounds import Array, Bounds
+from deploy.channels.flow import Channels, Fact, Flow, Handler, Use, size_from_right
+from deploy.relax_rewrite import RESHAPES, op_name, shape_of
+
+CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+TRANSPOSED = tuple(f"{name}_transpose" for name in CONVOLUTIONS)
+PRODUCTS = (*CONVOLUTIONS, *TRANSPOSED, "relax.matmul")
+ELEMENTWISE = (*cb.BINARY, *cb.UNARY, "relax.clip", "relax.astype", "relax.nn.leakyrelu")
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A convolution or product with a constant weight: where its channels are, and its weight in one order of axes.
+
+    weight: [inputs, taps, outputs], or [channels, taps, multiplier] where it is depthwise; nothing for other groups.
+    """
+
+    data_axis: int
+    result_axis: int
+    input_axis: int  # of the weight as it is
+    output_axis: int
+    groups: int
+    is_depthwise: bool
+    partial: bool
+    weight: Array | None
+
+
+def product_of(call: Call, weight: Array | None) -> Product | None:
+    """The form of a call from PRODUCTS, or nothing where it is not one with a constant weight and plain layouts."""
+    rank = len(shape_of(call))
+    if weight is None:
+        return None
+    if op_name(call) == "relax.matmul":
+        is_plain = weight.ndim == 2 and len(shape_of(call.args[0])) == rank >= 2
+        ordered = weight.reshape(weight.shape[0], 1, -1)
+        return Product(rank - 1, rank - 1, 0, 1, 1, False, False, ordered) if is_plain else None
+    attrs = call.attrs
+    data, kernel = str(attrs.data_layout), str(attrs.kernel_layout)
+    result = str(attrs.out_layout) or data
+    if not len(data) == len(kernel) == len(result) == rank:
+        return None
+    into, out, groups = kernel.index("I"), kernel.index("O"), int(attrs.groups)
+    is_transposed = op_name(call) in TRANSPOSED
+    inputs = shape_of(call.args[0])[data.index("C")]
+    is_depthwise = 1 < groups == inputs and not is_transposed
+    ordered = None
+    if groups == 1:
+        ordered = np.moveaxis(weight, (into, out), (0, -1)).reshape(inputs, -1, weight.shape[out])
+    elif is_depthwise:
+        rows = np.moveaxis(weight, out, 0).reshape(groups, weight.shape[out] // groups, -1)
+        ordered = np.swapaxes(rows, 1, 2)
+    partial = is_transposed or any(int(padding) for padding in attrs.padding)
+    return Product(data.index("C"), result.index("C"), into, out, groups, is_depthwise, partial, ordered)
+
+
+def _product(flow: Flow, call: Call) -> Fact | None:
+    form = product_of(call, flow.constant(call.args[1]))
+    if form is None or not isinstance(call.args[0], relax.Var):
+        return None
+    dtype, outputs = str(call.ty.dtype), shape_of(call)[form.result_axis]
+    ids, bounds = flow.reading(call.args[0], form.data_axis)
+    if form.weight is None:
+        flow.pin(call.args[0])
+        return Fact(cb.whole(dtype), Channels(form.result_axis, flow.fresh(outputs, pinned=True)))
+    if form.is_depthwise:
+        ids = flow.fresh(form.groups, pinned=True) if ids is None else ids
+        found = cb.depthwise(form.weight, bounds, form.partial, dtype)
+        return Fact(found, Channels(form.result_axis, np.repeat(ids, outputs // form.groups)))
+    outs = flow.fresh(outputs)
+    if ids is not None:
+        bounds = bounds.spread(len(ids))
+        foldable = bounds.constant & ((bounds.low == 0).astype(bool) | (not form.partial))
+        flow.uses.append(Use(ids, outs, (form.weight != 0).any(axis=1), foldable))
+    return Fact(cb.linear(form.weight, bounds, form.partial, dtype), Channels(form.result_axis, outs))
+
+
+def _lead(flow: Flow, call: Call) -> Channels | None:
+    """The channels of an element-wise result: those of its operands, which then go together."""
+    rank, lead = len(shape_of(call)), None
+    variables = [arg for arg in call.args if isinstance(arg, relax.Var) and flow.constant(arg) is None]
+    for arg in variables:
+        found = flow.fact(arg).channels
+        if found is None:
+            continue
+        axis = found.axis + rank - len(shape_of(arg))
+        if shape_of(call)[axis] != len(found.ids) or (lead is not None and lead.axis != axis):
+            flow.pin(call)  # one channel meets many, or the operands disagree
+            return None
+        if lead is not None and (lead.ids != found.ids).any():
+            flow.ties.append((lead.ids, found.ids))
+        lead = lead or Channels(axis, found.ids)
+    others = [arg for arg in variables if flow.fact(arg).channels is None]
+    if lead is not None and any(size_from_right(shape_of(arg), rank - lead.axis) != 1 for arg in others):
+        flow.pin(call)
+        return None
+    return lead
+
+
+def _elementwise(flow: Flow, call: Call) -> Fact:
+    channels, rank, dtype = _lead(flow, call), len(shape_of(call)), str(call.ty.dtype)
+    name = op_name(call)
+
+    def bounds(arg: relax.Expr) -> Bounds:
+        values = flow.constant(arg)
+        if values is None:
+            return flow.fact(arg).bounds if channels is not None else flow.fact(arg).bounds.hull()
+        is_wide = channels is not None and size_from_right(values.shape, rank - channels.axis) > 1
+        axis = values.ndim - (rank - channels.axis) if channels is not None and is_wide else None
+        return cb.of_constant(values, str(arg.ty.dtype), axis)
+
+    if name in cb.BINARY:
+        return Fact(cb.binary(name, bounds(call.args[0]), bounds(call.args[1]), dtype), channels)
+    data = bounds(call.args[0])
+    if name == "relax.clip":
+        low, high = (float(arg.value) for arg in call.args[1:])
+        ends = [cb.Bounds(*(cb.numbers([end], "float64"),) * 2) for end in (low, high)]
+        if cb.is_integer(dtype):
+            ends = [cb.cast(end, "int64") for end in ends]
+        return Fact(cb.binary("relax.minimum", cb.binary("relax.maximum", data, ends[0], dtype), ends[1], dtype), channels)
+    if name == "relax.astype":
+        return Fact(cb.cast(data, dtype), channels)
+    if name == "relax.nn.leakyrelu":
+        return Fact(cb.leaky(data, float(call.attrs.alpha), dtype), channels)
+    return Fact(cb.unary(name, data, dtype), channels)
