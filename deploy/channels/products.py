@@ -1,11 +1,9 @@
-"""What each operator does to channels: bounds of its result, and which of its operands' channels they are."""
+"""What convolutions, products and element-wise operators do to channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from types import MappingProxyType
+from math import isfinite
 
 import numpy as np
 from tvm import relax
@@ -13,8 +11,8 @@ from tvm.ir import Call
 
 from deploy.channels import bounds as cb
 from deploy.channels.bounds import Array, Bounds
-from deploy.channels.flow import Channels, Fact, Flow, Handler, Use, size_from_right
-from deploy.relax_rewrite import RESHAPES, op_name, shape_of
+from deploy.channels.flow import Channels, Fact, Flow, Use, size_from_right
+from deploy.relax_rewrite import op_name, shape_of
 
 CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 TRANSPOSED = tuple(f"{name}_transpose" for name in CONVOLUTIONS)
@@ -67,7 +65,7 @@ def product_of(call: Call, weight: Array | None) -> Product | None:
     return Product(data.index("C"), result.index("C"), into, out, groups, is_depthwise, partial, ordered)
 
 
-def _product(flow: Flow, call: Call) -> Fact | None:
+def product(flow: Flow, call: Call) -> Fact | None:
     form = product_of(call, flow.constant(call.args[1]))
     if form is None or not isinstance(call.args[0], relax.Var):
         return None
@@ -110,29 +108,36 @@ def _lead(flow: Flow, call: Call) -> Channels | None:
     return lead
 
 
-def _elementwise(flow: Flow, call: Call) -> Fact:
-    channels, rank, dtype = _lead(flow, call), len(shape_of(call)), str(call.ty.dtype)
-    name = op_name(call)
-
-    def bounds(arg: relax.Expr) -> Bounds:
-        values = flow.constant(arg)
-        if values is None:
-            return flow.fact(arg).bounds if channels is not None else flow.fact(arg).bounds.hull()
-        is_wide = channels is not None and size_from_right(values.shape, rank - channels.axis) > 1
-        axis = values.ndim - (rank - channels.axis) if channels is not None and is_wide else None
-        return cb.of_constant(values, str(arg.ty.dtype), axis)
-
+def elementwise(flow: Flow, call: Call) -> Fact:
+    """An operator from ELEMENTWISE."""
+    channels, dtype, name = _lead(flow, call), str(call.ty.dtype), op_name(call)
+    place = None if channels is None else len(shape_of(call)) - channels.axis
+    data = _operand(flow, call.args[0], place)
     if name in cb.BINARY:
-        return Fact(cb.binary(name, bounds(call.args[0]), bounds(call.args[1]), dtype), channels)
-    data = bounds(call.args[0])
+        return Fact(cb.binary(name, data, _operand(flow, call.args[1], place), dtype), channels)
     if name == "relax.clip":
-        low, high = (float(arg.value) for arg in call.args[1:])
-        ends = [cb.Bounds(*(cb.numbers([end], "float64"),) * 2) for end in (low, high)]
-        if cb.is_integer(dtype):
-            ends = [cb.cast(end, "int64") for end in ends]
-        return Fact(cb.binary("relax.minimum", cb.binary("relax.maximum", data, ends[0], dtype), ends[1], dtype), channels)
+        return Fact(_clipped(call, data, dtype), channels)
     if name == "relax.astype":
         return Fact(cb.cast(data, dtype), channels)
     if name == "relax.nn.leakyrelu":
         return Fact(cb.leaky(data, float(call.attrs.alpha), dtype), channels)
     return Fact(cb.unary(name, data, dtype), channels)
+
+
+def _operand(flow: Flow, expr: relax.Expr, place: int | None) -> Bounds:
+    """The bounds of an operand for each channel, these being at `place` from the right, or for the whole tensor."""
+    values = flow.constant(expr)
+    if values is None:
+        bounds = flow.fact(expr).bounds
+        return bounds.hull() if place is None else bounds
+    is_wide = place is not None and size_from_right(values.shape, place) > 1
+    return cb.of_constant(values, str(expr.ty.dtype), values.ndim - place if place is not None and is_wide else None)
+
+
+def _clipped(call: Call, data: Bounds, dtype: str) -> Bounds:
+    for name, arg in (("relax.maximum", call.args[1]), ("relax.minimum", call.args[2])):
+        limit = float(arg.value)
+        if isfinite(limit):
+            end = cb.numbers([int(limit) if cb.is_integer(dtype) else limit], dtype)
+            data = cb.binary(name, data, Bounds(end, end), dtype)
+    return data

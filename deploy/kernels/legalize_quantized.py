@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
-from tvm import relax
+from tvm import relax, te, topi
 from tvm.ir import Call, IRModule, Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -55,6 +55,11 @@ def dot_weights(taps: npt.NDArray[np.generic], dot: DotProduct) -> npt.NDArray[n
     return np.ascontiguousarray(split.transpose(order))
 
 
+def widening_multiply(left: te.Tensor, right: te.Tensor) -> te.Tensor:
+    """int64 left * int32 right."""
+    return topi.multiply(left, topi.cast(right, "int64"))
+
+
 @mutator
 class _Quantized(PyExprMutator):  # type: ignore[misc]
     """Replaces what a kernel computes; the rest keeps its operators."""
@@ -65,6 +70,8 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
+        if _name(call) == "relax.multiply" and str(call.ty.dtype) == "int64":
+            return self._widening(call)
         rewrite = {"relax.nn.conv2d": self._conv2d, "relax.matmul": self._matmul}.get(_name(call))
         if rewrite is None or str(call.ty.dtype) != "int32":
             return call
@@ -74,6 +81,19 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
             return call
         changed = rewrite(call, stored, weight)
         return call if changed is None else changed
+
+    def _widening(self, call: Call) -> relax.Expr:
+        """A product with a power of two as a shift, one with constants of 32 bits as such: 64 bits take a CPU longer."""
+        left, right = call.args
+        values = array_of(right)
+        if values is None or values.size == 0:
+            return call
+        if values.min() > 0 and not np.any(values & (values - 1)):
+            places = np.log2(values.astype(np.float64)).astype(np.int64)
+            return relax.op.left_shift(left, relax.const(places, "int64"))
+        if np.abs(values).max() > np.iinfo(np.int32).max:
+            return call
+        return self.builder_.call_te(widening_multiply, left, relax.const(values.astype(np.int32), "int32"))
 
     def _value(self, expr: relax.Expr) -> Any:
         return self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
