@@ -24,6 +24,10 @@ from deploy.model_spec import TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+REQUIRED = (
+    "name", "prefix", "library", "arena_alignment", "model", "target", "threads", "inputs", "outputs", "operators",
+    "macs", "kernels", "versions", "sizes", "files",
+)  # fmt: skip
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -57,13 +61,15 @@ class Artifact:
             facts = json.loads(manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path} is no artifact: it has no {MANIFEST}; make one with `tvm-deploy build`") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{manifest} cannot be read: {error}; build the artifact again") from None
         version = facts.get("schema_version") if isinstance(facts, dict) else None
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{manifest} has schema_version {version}, this program reads {SCHEMA_VERSION}; build it again"
             )
+        if missing := [name for name in REQUIRED if name not in facts]:
+            raise InputError(f"{manifest} lacks {', '.join(missing)}; build the artifact again")
         return cls(path, facts)
 
     @property
@@ -105,9 +111,9 @@ class Artifact:
         return self._specs("outputs")
 
     def check_files(self) -> None:
-        """Raise InputError where a file was changed, removed or added since the build."""
+        """Raise InputError where a file was changed or removed since the build; a program built beside it may stay."""
         expected, found = self.facts["files"], file_hashes(self.path)
-        differing = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        differing = sorted(name for name, digest in expected.items() if found.get(name) != digest)
         if differing:
             raise InputError(f"{self.path}: {', '.join(differing)} changed since the build; build the artifact again")
 

@@ -130,4 +130,4 @@ def build(source: SourceModel, target: Target, out: Path, schedules: Schedules |
             "files": file_hashes(folder),
         }
         (folder / MANIFEST).write_text(manifest_text(facts))
-    return Artifact(out, facts)
+    return Artifact.open(out)

@@ -155,7 +155,7 @@ class _Removal:
             new = relax.op.reshape(self._new(value.args[0]), self._shape(binding.var))
         else:
             new = self._new(value)
-        self.env[binding.var] = self._emit(binding.var, str(binding.var.name_hint), new)
+        self.env[binding.var] = self._emit(binding.var, str(binding.var.name), new)
 
     def _emit(self, like: relax.Var, name: str, value: relax.Expr) -> relax.Var:
         """A variable of the same kind as `like` for `value`."""
@@ -194,7 +194,7 @@ class _Removal:
         kept, channels = self._kept(var), self.flow.fact(var).channels
         args = []
         for arg in call.args:
-            values = self.flow.constant(arg) if not isinstance(arg, relax.PrimExpr) else None
+            values = self.flow.constant(arg)
             shift = next((self.shifts[other] for other in call.args if other in self.shifts), None)
             if values is None or (kept is None and shift is None):
                 args.append(self._new(arg))
@@ -214,7 +214,7 @@ class _Removal:
         weight = self.flow.constant(call.args[1])
         form = product_of(call, weight)
         if weight is None or form is None:
-            raise TypeError(f"{var.name_hint} has a computed weight")
+            raise TypeError(f"{var.name} has a computed weight")
         dtype = str(call.args[1].ty.dtype)
         if outs is not None:
             weight = weight.take(outs, axis=form.output_axis)
@@ -246,7 +246,7 @@ class _Removal:
             if any(self.flow.constant(arg) is not None for arg in readers[0].args):
                 self.shifts[var] = shift
                 return product
-        inner = self._emit(var, f"{var.name_hint}_product", product)
+        inner = self._emit(var, f"{var.name}_product", product)
         return relax.op.add(inner, _constant(shift, str(inner.ty.dtype)))
 
 

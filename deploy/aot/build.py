@@ -64,7 +64,7 @@ def _compiler(target: Target) -> list[str]:
 
 
 def _cc(command: list[str], folder: Path) -> None:
-    shell.run(command, timeout_s=COMPILE_TIMEOUT_S, cwd=folder, package="build-essential")
+    shell.run(command, timeout_s=COMPILE_TIMEOUT_S, cwd=folder)
 
 
 def _write_sources(folder: Path, layout: emit.Layout, weights: bytes) -> None:
