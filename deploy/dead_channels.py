@@ -50,9 +50,7 @@ def eliminate_dead_channels(mod: IRModule) -> Eliminated:
     even if all are dead, so that there is a tensor.
     """
     macs = operators.count(mod)[1]
-    simple = tvm.transform.Sequential(
-        [relax.transform.DecomposeOpsForInference(), relax.transform.CanonicalizeBindings(), fold_constants()]
-    )(mod)
+    simple = tvm.transform.Sequential(_simplify())(mod)
     main = simple["main"]
     if not all(isinstance(binding.value, _PLAIN) for block in main.body.blocks for binding in block.bindings):
         return Eliminated(mod, MappingProxyType({}), macs, macs)  # has branches or functions of its own
@@ -64,6 +62,16 @@ def eliminate_dead_channels(mod: IRModule) -> Eliminated:
     changed["main"] = _Removal(flow, main, dead).function()
     changed = relax.transform.DeadCodeElimination(["main"])(changed)
     return Eliminated(changed, MappingProxyType(_removed(flow, main, dead)), macs, operators.count(changed)[1])
+
+
+def _simplify() -> list[tvm.ir.transform.Pass]:
+    """Batch normalizations in parts, constants in their places, and no readers that nobody reads."""
+    return [
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.CanonicalizeBindings(),
+        fold_constants(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]
 
 
 def _dead(flow: Flow) -> Array:
@@ -192,10 +200,10 @@ class _Removal:
     def _elementwise(self, var: relax.Var, call: Call) -> relax.Expr:
         """The same operator; constants for each channel lose theirs, and a bias takes over what was removed."""
         kept, channels = self._kept(var), self.flow.fact(var).channels
+        shift = next((self.shifts[arg] for arg in call.args if arg in self.shifts), None)
         args = []
         for arg in call.args:
             values = self.flow.constant(arg)
-            shift = next((self.shifts[other] for other in call.args if other in self.shifts), None)
             if values is None or (kept is None and shift is None):
                 args.append(self._new(arg))
                 continue
@@ -219,7 +227,8 @@ class _Removal:
         if outs is not None:
             weight = weight.take(outs, axis=form.output_axis)
         if form.is_depthwise:
-            return _grouped(call, self._new(call.args[0]), _constant(weight, dtype), len(rows if rows is not None else []))
+            groups = form.groups * weight.shape[form.output_axis] // shape_of(call)[form.result_axis]
+            return _grouped(call, self._new(call.args[0]), _constant(weight, dtype), groups)
         shift = self._shift(call, form, outs)
         if rows is not None:
             weight = weight.take(rows, axis=form.input_axis)
@@ -241,11 +250,11 @@ class _Removal:
 
     def _shifted(self, var: relax.Var, product: relax.Expr, shift: Array) -> relax.Expr:
         """`product` + `shift`, in the bias that follows, or in an addition of its own."""
-        readers = self.readers[var]
-        if len(readers) == 1 and op_name(readers[0]) == "relax.add":
-            if any(self.flow.constant(arg) is not None for arg in readers[0].args):
-                self.shifts[var] = shift
-                return product
+        first, *others = self.readers[var]
+        is_biased = op_name(first) == "relax.add" and any(self.flow.constant(arg) is not None for arg in first.args)
+        if is_biased and not others:
+            self.shifts[var] = shift
+            return product
         inner = self._emit(var, f"{var.name}_product", product)
         return relax.op.add(inner, _constant(shift, str(inner.ty.dtype)))
 

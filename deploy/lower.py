@@ -16,6 +16,7 @@ from deploy.graph_from_relax import to_graph
 from deploy.kernels.legalize import legalizations
 from deploy.kernels.legalize_quantized import quantized_kernels
 from deploy.kernels.machine import Machine
+from deploy.kernels.schedule import prepared
 from deploy.model_spec import one_line
 from deploy.relax_fold import fold_affine, fold_constants
 from deploy.relax_import import RelaxModel
@@ -123,5 +124,5 @@ def lower(model: RelaxModel, target: tvm.target.Target, machine: Machine) -> Low
         mod = tvm.transform.Sequential(_to_kernels(machine))(simple)
     graph = to_graph(mod, model)
     used = {call.kernel for call in graph.calls}
-    kernels = {gv.name_hint: f for gv, f in mod.functions.items() if gv.name_hint in used}
+    kernels = {gv.name_hint: prepared(f) for gv, f in mod.functions.items() if gv.name_hint in used}
     return LoweredModel(model.name, graph, kernels, *operators.count(model.mod))

@@ -167,7 +167,7 @@ def test_rounding_once(scales, ties, anywhere, zero_point):
     assert got.tolist() == [[rounded_away(a, scale, out) for scale in scales] for a in accumulators]
 
 
-@given(st.floats(2.0**-20, 100.0), st.integers(-128, 127))
+@given(st.floats(2.0**-14, 100.0), st.integers(-128, 127))  # below, some have none and the layer stays in float
 def test_a_multiplier_that_rounds_once_is_found(scale, zero_point):
     assert once.rounds_alike(scale, -128 - zero_point, 127 - zero_point) is not None
 

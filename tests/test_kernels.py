@@ -6,11 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from built import Kernels, host
+from built import Function, Kernels, deployed, host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import Trace
+from tvm_ffi import structural_equal
 
 from deploy.errors import ToolError
 from deploy.kernels import compute, fallback, packing, schedule
@@ -160,7 +162,7 @@ def test_threads_change_nothing(threads):
 )
 def test_every_variant_computes_the_same(case, threads):
     conv, machine = CONVS[case], Machine(256, 16, threads=threads)
-    func = conv.func(machine)
+    func = schedule.prepared(conv.func(machine))
     variants = schedule.variants(func, machine)
     assert len(variants) >= 8
     chosen = variants[:: max(1, len(variants) // 24)]
@@ -345,3 +347,17 @@ def test_an_unusable_stack_is_refused():
     sch.parallel(i)
     with pytest.raises(ToolError, match="kernel big needs 1048576 bytes of stack"):
         Kernels({"big": sch.mod["main"]}, host(2))
+
+
+@pytest.mark.parametrize("case", CONVS)
+def test_a_schedule_can_be_written_and_read(case):
+    conv, machine = CONVS[case], MACHINES["512x32"]
+    func = schedule.prepared(conv.func(machine))
+    sch, again = default_schedule(func, machine), Schedule(func)
+    Trace.apply_json_to_schedule(sch.trace.as_json(), again)
+    assert structural_equal(again.mod, sch.mod)
+
+
+def test_a_result_that_is_broadcast_is_no_packed_kernel():
+    squeeze = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(16, 16, 1), torch.nn.Sigmoid())
+    deployed(Function(lambda module, x: x * module.squeeze(x), squeeze=squeeze), torch.rand(1, 16, 9, 9))

@@ -187,11 +187,14 @@ def cast(data: Bounds, dtype: str) -> Bounds:
     """The values in another type: floats to integers towards zero."""
     if is_integer(dtype) and data.low.dtype != object:
         known = np.isfinite(data.low) & np.isfinite(data.high)
-        ends = [numbers(np.trunc(np.where(known, end, 0).astype(np.float64)).astype(object), dtype) for end in _ends(data)]
-        whole_numbers = [np.array([int(value) for value in end], object) for end in ends]
+        ends = [_whole_numbers(np.where(known, end, 0)) for end in _ends(data)]
         low, high = _limits(dtype)
-        return _fit(Bounds(np.where(known, whole_numbers[0], low), np.where(known, whole_numbers[1], high)), dtype)
+        return _fit(Bounds(np.where(known, ends[0], low), np.where(known, ends[1], high)), dtype)
     return _fit(Bounds(numbers(data.low, dtype), numbers(data.high, dtype)), dtype)
+
+
+def _whole_numbers(values: Array) -> Array:
+    return np.array([int(value) for value in values], object)
 
 
 def _ends(bounds: Bounds) -> tuple[Array, Array]:
@@ -220,14 +223,12 @@ def linear(weight: Array, data: Bounds, partial: bool, dtype: str) -> Bounds:
 
 
 def depthwise(weight: Array, data: Bounds, partial: bool, dtype: str) -> Bounds:
-    """Sums of products within channels: weight [channels, taps, multiplier], data [channels] → [channels * multiplier]."""
+    """The same within channels: weight [channels, taps, multiplier], data [channels] → [channels * multiplier]."""
     spread = data.spread(weight.shape[0])
     return _weighted(weight, spread, partial, dtype, lambda values, taps: (values[:, None] * taps).reshape(-1))
 
 
-def _weighted(
-    weight: Array, data: Bounds, partial: bool, dtype: str, total: Callable[[Array, Array], Array]
-) -> Bounds:
+def _weighted(weight: Array, data: Bounds, partial: bool, dtype: str, total: Callable[[Array, Array], Array]) -> Bounds:
     """Exact for integers of at most 16 bits: their sums have less than 53 bits."""
     ends = [end.astype(np.float64) for end in _ends(data)]
     low, high = (np.minimum(ends[0], 0), np.maximum(ends[1], 0)) if partial else ends
@@ -244,7 +245,7 @@ def _weighted(
     if is_integer(dtype):
         exact = magnitude < 2**53
         smallest, largest = _limits(dtype)
-        whole_ends = [np.array([int(value) for value in end], object) for end in (least, most)]
+        whole_ends = [_whole_numbers(end) for end in (least, most)]
         found = Bounds(np.where(exact, whole_ends[0], smallest), np.where(exact, whole_ends[1], largest))
         return _fit(found, dtype)
     # what the order of a sum may change, where there is anything to sum

@@ -17,6 +17,7 @@ from tvm.ir import Call
 from deploy.channels.bounds import Array, Bounds, is_integer, whole
 from deploy.relax_rewrite import array_of, op_name
 
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """The axis that a tensor has its channels on, and the number of each: [size of that axis]."""

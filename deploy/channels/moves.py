@@ -83,8 +83,9 @@ def strided_slice(flow: Flow, call: Call) -> Fact | None:
     """A part of other axes than the channels'."""
     fact, rank = flow.fact(call.args[0]), len(shape_of(call))
     axis = fact.channels.axis if fact.channels is not None else 0
-    sliced = [int(item.value) % rank for item in call.args[1].fields] if isinstance(call.args[1], relax.Tuple) else [axis]
-    return None if fact.channels is not None and axis in sliced else _with_channels(call, fact, axis)
+    axes = call.args[1]
+    is_other = isinstance(axes, relax.Tuple) and axis not in [int(item.value) % rank for item in axes.fields]
+    return _with_channels(call, fact, axis) if is_other or fact.channels is None else None
 
 
 def resize(flow: Flow, call: Call) -> Fact | None:

@@ -44,8 +44,8 @@ def product_of(call: Call, weight: Array | None) -> Product | None:
         return None
     if op_name(call) == "relax.matmul":
         is_plain = weight.ndim == 2 and len(shape_of(call.args[0])) == rank >= 2
-        ordered = weight.reshape(weight.shape[0], 1, -1)
-        return Product(rank - 1, rank - 1, 0, 1, 1, False, False, ordered) if is_plain else None
+        rows = weight.reshape(weight.shape[0], 1, -1)
+        return Product(rank - 1, rank - 1, 0, 1, 1, False, False, rows) if is_plain else None
     attrs = call.attrs
     data, kernel = str(attrs.data_layout), str(attrs.kernel_layout)
     result = str(attrs.out_layout) or data
@@ -55,7 +55,7 @@ def product_of(call: Call, weight: Array | None) -> Product | None:
     is_transposed = op_name(call) in TRANSPOSED
     inputs = shape_of(call.args[0])[data.index("C")]
     is_depthwise = 1 < groups == inputs and not is_transposed
-    ordered = None
+    ordered: Array | None = None
     if groups == 1:
         ordered = np.moveaxis(weight, (into, out), (0, -1)).reshape(inputs, -1, weight.shape[out])
     elif is_depthwise:

@@ -13,6 +13,7 @@ def default_schedule(func: tirx.PrimFunc, machine: Machine) -> Schedule:
     """The best guess: a packed kernel's first variant, or the plain schedule of everything else."""
     if not schedule.is_packed(func):
         return fallback.schedule(func, machine)
+    func = schedule.prepared(func)
     sch = Schedule(func)
     schedule.apply(sch, schedule.variants(func, machine)[0], machine)
     return sch

@@ -83,11 +83,12 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         return call if changed is None else changed
 
     def _widening(self, call: Call) -> relax.Expr:
-        """A product with a power of two as a shift, one with constants of 32 bits as such: 64 bits take a CPU longer."""
+        """A product with powers of two as a shift, one with 32-bit constants as such: 64 bits take a CPU longer."""
         left, right = call.args
-        values = array_of(right)
-        if values is None or values.size == 0:
+        constants = array_of(right)
+        if constants is None or constants.size == 0:
             return call
+        values = constants.astype(np.int64)
         if values.min() > 0 and not np.any(values & (values - 1)):
             places = np.log2(values.astype(np.float64)).astype(np.int64)
             return relax.op.left_shift(left, relax.const(places, "int64"))

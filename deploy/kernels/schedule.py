@@ -66,8 +66,17 @@ def _blocks_by_role(sch: Schedule) -> dict[str, SBlockRV]:
 
 
 def is_packed(func: tirx.PrimFunc) -> bool:
-    """Whether `func` is one of this package's kernels."""
-    return {"accumulate", "unpack"} <= set(_blocks_by_role(Schedule(func)))
+    """Whether `func` is one of this package's kernels, with a result of its own size.
+
+    Fusion may have put an operator behind it that broadcasts: each of its sums would be computed many times.
+    """
+    sch = Schedule(func)
+    found = _blocks_by_role(sch)
+    if not {"accumulate", "unpack"} <= set(found):
+        return False
+    last = sch.get_child_blocks(sch.get_sblock("root", func_name="main"))[-1]
+    result, sums = (prod(map(int, sch.get(b).writes[0].source.ty.shape)) for b in (last, found["unpack"]))
+    return result == sums
 
 
 def problem(func: tirx.PrimFunc) -> Problem:
@@ -148,28 +157,37 @@ def _last_block(sch: Schedule, found: dict[str, SBlockRV]) -> SBlockRV:
     return last
 
 
-def _pixel_and_channel_loops(sch: Schedule, accumulate: SBlockRV, last: SBlockRV) -> tuple[list[LoopRV], LoopRV]:
-    """The last block's loops as one loop for each pixel axis of the accumulation, and one channel loop."""
-    shape = [int(axis.dom.extent) for axis in sch.get(last).iter_vars]
-    pixel_axes = len(sch.get(accumulate).writes[0].source.ty.shape) - 2
-    if pixel_axes < len(shape) - 1:
-        _, height, width, _ = shape  # a pointwise kernel: its accumulator has one axis for all pixels
-        sch.transform_block_layout(last, lambda n, h, w, c: ((n * height + h) * width + w, c))
-        # The same layout again, for its side effect: TVM simplifies the position that `last` reads to the new axis.
-        # Otherwise it does not see that a block of pixels across the end of a row is one piece, and fails.
-        sch.transform_layout(accumulate, ("write", 0), lambda pixel, block, lane: (pixel, block, lane))
-    *pixels, channel = sch.get_loops(last)
-    return pixels, channel
+def prepared(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A pointwise kernel with one axis for all pixels in its last block too; any other function as it is.
+
+    This is done once, before a kernel is known to tuning: TVM cannot write the layout transformation to a log.
+    """
+    if not is_packed(func):
+        return func
+    sch = Schedule(func)
+    found = _blocks_by_role(sch)
+    pixel_axes = len(sch.get(found["accumulate"]).writes[0].source.ty.shape) - 2
+    if pixel_axes >= len(sch.get(found["unpack"]).iter_vars) - 1:
+        return func
+    last = _last_block(sch, found)
+    _, height, width, _ = (int(axis.dom.extent) for axis in sch.get(last).iter_vars)
+    sch.transform_block_layout(last, lambda n, h, w, c: ((n * height + h) * width + w, c))
+    # The same layout again, for its side effect: TVM simplifies the position that `last` reads to the new axis.
+    # Otherwise it does not see that a block of pixels across the end of a row is one piece, and fails.
+    sch.transform_layout(found["accumulate"], ("write", 0), lambda pixel, block, lane: (pixel, block, lane))
+    if ROLE not in sch.get(last).annotations:
+        sch.annotate(last, ROLE, "unpack")
+    return sch.mod["main"]
 
 
 def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
-    """Schedule the packed kernel in `sch` as `variant` says."""
+    """Schedule the packed kernel in `sch`, which is `prepared`, as `variant` says."""
     threads = machine.threads if problem(sch.mod["main"]).macs >= PARALLEL_MACS else 1
     found = _blocks_by_role(sch)
     accumulate = found["accumulate"]
     lanes = int(sch.get(accumulate).writes[0].source.ty.shape[-1])
     last = _last_block(sch, found)
-    pixels, channel = _pixel_and_channel_loops(sch, accumulate, last)
+    *pixels, channel = sch.get_loops(last)
     channel_outer, vector, lane = sch.split(channel, [None, variant.vectors, lanes])
     column_outer, column = sch.split(pixels[-1], [None, variant.columns])
     outer, inner = list(pixels[:-1]), [column]
