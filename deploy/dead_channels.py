@@ -52,8 +52,9 @@ def eliminate_dead_channels(mod: IRModule) -> Eliminated:
     macs = operators.count(mod)[1]
     simple = tvm.transform.Sequential(_simplify())(mod)
     main = simple["main"]
-    if not all(isinstance(binding.value, _PLAIN) for block in main.body.blocks for binding in block.bindings):
-        return Eliminated(mod, MappingProxyType({}), macs, macs)  # has branches or functions of its own
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    if not all(isinstance(one, relax.VarBinding) and isinstance(one.value, _PLAIN) for one in bindings):
+        return Eliminated(mod, MappingProxyType({}), macs, macs)  # has branches, or shapes that are computed
     flow = analysed(main)
     dead = _dead(flow)
     if not dead.any():
@@ -80,15 +81,21 @@ def _dead(flow: Flow) -> Array:
     for ids in flow.pinned:
         allowed[ids] = False
     tensors = {fact.channels.ids.tobytes(): fact.channels.ids for fact in flow.facts.values() if fact.channels}
+    while True:
+        dead = _spread(flow, allowed)
+        emptied = [ids[0] for ids in tensors.values() if dead[ids].all()]
+        if not emptied:
+            return dead
+        allowed[emptied] = False
+
+
+def _spread(flow: Flow, allowed: Array) -> Array:
+    """Which of the allowed channels go: what is read only by channels that go, goes too."""
     dead = np.zeros(flow.count, bool)
     while True:
         found = allowed.copy()
         for use in flow.uses:
             found[use.rows[_is_needed(use, dead)]] = False
-        _tie(flow, found)
-        for ids in tensors.values():
-            if found[ids].all():
-                allowed[ids[0]] = found[ids[0]] = False
         _tie(flow, found)
         if (found == dead).all():
             return dead
@@ -152,9 +159,6 @@ class _Removal:
 
     def _bind(self, binding: relax.Binding) -> None:
         value, name = binding.value, op_name(binding.value)
-        if isinstance(binding, relax.MatchCast):
-            self.bindings.append(relax.MatchCast(binding.var, self._new(value), binding.ty))
-            return
         if name in PRODUCTS:
             new = self._product(binding.var, value)
         elif name in ELEMENTWISE:

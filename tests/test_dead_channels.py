@@ -158,10 +158,11 @@ def test_a_depthwise_multiplier():
     net = Pruned(6)
     x = net.planted([1, 3]).input(1, 6, 5, 3)
     a = net.conv(x, 4, 1)
-    half = net.planted([4]).depthwise(a, 2, 3, padding=VALID)
+    half = net.planted([6]).depthwise(a, 2, 3, padding=VALID)
     assert checked(net, net.planted().conv(half, 4, 1)) == {"nn.conv2d 1": 2, "nn.conv2d 2": 4}
     alive = net.planted().conv(x, 4, 1)
-    assert checked(net, net.conv(net.planted([4]).depthwise(alive, 2, 3, padding=VALID), 4, 1)) == {}
+    half = net.planted([4]).depthwise(alive, 2, 3, padding=VALID)
+    assert checked(net, net.planted().conv(half, 4, 1)) == {}
     both = net.planted([4, 5]).depthwise(alive, 2, 3, padding=VALID)
     assert checked(net, net.planted().conv(both, 4, 1)) == {"nn.conv2d 1": 1, "nn.conv2d 2": 2}
 
@@ -353,6 +354,7 @@ def test_zero_filters_of_a_float_model():
     assert found.macs_after == 8 * 8 * 9 * (3 * 7 + 7 * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [torch_models.resnet18, torch_models.mobilenet_v2])
 def test_networks_with_residual_sums(network):
     found = same(*float_module(pruned(network(), 0.5, 1), 1, 3, 32, 32), tolerance=1e-6)

@@ -81,6 +81,18 @@ def conv_func(data, kernel, window, instruction, zero_point):
     return te.create_prim_func([x, w, c, quantized.quantized_conv2d(x, w, c, width, window, sums)]), packed, correction
 
 
+def product_func(data, weight, instruction, zero_point):
+    """The kernel, and what it takes besides the data."""
+    operand = quantized.operand_for(instruction, "int8", zero_point)
+    packed = dot_weights(weight, instruction)
+    correction = (-(operand.shift + zero_point) * weight.astype(np.int64).sum(0)).astype(np.int32)
+    x, w = te.placeholder(data.shape, "int8", name="x"), te.placeholder(packed.shape, packed.dtype.name, name="w")
+    c = te.placeholder(correction.shape, "int32", name="c")
+    product = quantized.quantized_matmul(x, w, c, quantized.Sums(weight.shape[1], operand, instruction))
+    func = te.create_prim_func([x, w, c, product])
+    return func, packed, correction
+
+
 @pytest.mark.parametrize("instruction", HERE, ids=lambda one: one.name)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("channels", [(16, 32), (3, 8), (1, 5), (20, 17)], ids=str)
@@ -108,18 +120,26 @@ def test_every_variant_computes_the_same(instruction):
         np.testing.assert_array_equal(library.call(name, data, packed, correction), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_every_variant_of_a_product_can_be_applied(rows):
+    data, weight = numbers((rows, 64), np.int8, 1), numbers((64, 128), np.int8, 2)
+    func, packed, correction = product_func(data, weight, HERE[0], -3)
+    found = {}
+    for number, variant in enumerate(schedule.variants(func, machine(HERE[0]))):
+        found[f"v{number}"] = sch = Schedule(func)
+        schedule.apply(sch, variant, machine(HERE[0]))
+    library = Kernels({name: sch.mod["main"] for name, sch in found.items()})
+    for name in found:
+        got = library.call(name, data, packed, correction)
+        np.testing.assert_array_equal(got, (data.astype(np.int32) + 3) @ weight.astype(np.int32))
+
+
 @settings(max_examples=12)
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.integers(-128, 127), st.integers(0, 99))
 def test_a_product_is_exact(rows, size, channels, zero_point, seed):
     instruction = HERE[seed % len(HERE)]
     data, weight = numbers((rows, size), np.int8, seed), numbers((size, channels), np.int8, seed + 1)
-    operand = quantized.operand_for(instruction, "int8", zero_point)
-    packed = dot_weights(weight, instruction)
-    correction = (-(operand.shift + zero_point) * weight.astype(np.int64).sum(0)).astype(np.int32)
-    x, w = te.placeholder(data.shape, "int8", name="x"), te.placeholder(packed.shape, packed.dtype.name, name="w")
-    c = te.placeholder(correction.shape, "int32", name="c")
-    product = quantized.quantized_matmul(x, w, c, quantized.Sums(channels, operand, instruction))
-    func = te.create_prim_func([x, w, c, product])
+    func, packed, correction = product_func(data, weight, instruction, zero_point)
     got = Kernels({"k": scheduled(func, machine(instruction))}).call("k", data, packed, correction)
     np.testing.assert_array_equal(got, (data.astype(np.int32) - zero_point) @ weight.astype(np.int32))
 

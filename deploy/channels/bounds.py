@@ -185,6 +185,8 @@ def leaky(data: Bounds, alpha: float, dtype: str) -> Bounds:
 
 def cast(data: Bounds, dtype: str) -> Bounds:
     """The values in another type: floats to integers towards zero."""
+    if dtype == "bool":
+        return whole(dtype).spread(data.low.size)
     if is_integer(dtype) and data.low.dtype != object:
         known = np.isfinite(data.low) & np.isfinite(data.high)
         ends = [_whole_numbers(np.where(known, end, 0)) for end in _ends(data)]

@@ -74,9 +74,7 @@ class Flow:
     def _bind(self, binding: relax.Binding) -> None:
         var, value = binding.var, binding.value
         constant = self.constant(value)
-        if isinstance(binding, relax.MatchCast):
-            self.pin(value)
-        elif constant is not None:
+        if constant is not None:
             self.constants[var] = constant
         elif isinstance(value, relax.Tuple):
             self.tuples[var] = value

@@ -134,7 +134,7 @@ def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Var
     inside_first = size.padded_bytes > machine.cache_bytes and size.weight_bytes < machine.cache_bytes
     orders = [True, False] if not inside_first else [False, True]
     pads = [size.padded_bytes > machine.cache_bytes]
-    if size.padded_bytes:
+    if size.padded_bytes and size.height > 1:
         pads.append(not pads[0])
     unrolls = [1, 4] if not size.depthwise and size.steps % 4 == 0 else [1]
     every = [
@@ -203,7 +203,7 @@ def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     sch.vectorize(lane)
     by_rows = variant.pad_rows and "pad" in found
     if "pad" in found:
-        by_rows = _pad(sch, found["pad"], outer[-1] if by_rows else None, machine, threads)
+        by_rows = _pad(sch, found["pad"], outer[-1] if by_rows and outer else None, machine, threads)
     if threads > 1:
         sch.parallel(sch.fuse(*outer if by_rows else around))
     start = sch.decompose_reduction(accumulate, reduction)
