@@ -82,7 +82,11 @@ class OnnxRuntime:
         options.log_severity_level = 3
         converted = path.suffix == ".tflite"
         model = _tflite_as_onnx(path) if converted else str(path)
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        try:
+            session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # what it raises has no common class
+            reason = str(error).strip().splitlines()[0]
+            raise Unavailable(f"it refuses the model converted to ONNX: {reason[:100]}") from error
         binding = session.io_binding()
         for node, value in zip(session.get_inputs(), inputs, strict=True):
             placed = _channels_first(value, node.shape) if converted else value

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-
-from tvm import relax
+from typing import Any
 
 from deploy.channels import moves, products
 from deploy.channels.flow import Flow, Handler
@@ -29,6 +28,6 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
 )
 
 
-def analysed(main: relax.Function) -> Flow:
-    """What is known of every tensor of `main`."""
+def analysed(main: Any) -> Flow:
+    """What is known of every tensor of a relax.Function."""
     return Flow(main, HANDLERS)
