@@ -16,6 +16,7 @@ from tvm.target import Target as TvmTarget
 from deploy import files, operators
 from deploy.aot import build as aot
 from deploy.artifact import MANIFEST, Artifact, file_hashes, manifest_text, spec_facts
+from deploy.dead_channels import Eliminated, eliminate_dead_channels
 from deploy.integer import IntegerModel, to_integer
 from deploy.kernels.default import default_schedule
 from deploy.kernels.for_target import machine_for
@@ -43,23 +44,36 @@ class Scheduled:
     tuned: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Imported:
+    """A model in Relax, ready to be lowered; its operators as they came, and what was done with it since."""
+
+    model: RelaxModel
+    operators: dict[str, int]
+    integer: IntegerModel | None
+    eliminated: Eliminated
+
+
+def imported(source: SourceModel, target: Target) -> Imported:
+    """Import a model, bring a quantized one into integers, and remove channels that no result depends on."""
+    model, integer = import_model(source), None
+    counts = operators.count(model.mod)[0]
+    if counts.keys() & QUANTIZED:
+        with explained(f"model '{source.name}' in integers"):
+            integer = to_integer(model, source_format=source.format)
+        model = replace(model, mod=integer.mod)
+    with explained(f"model '{source.name}' without dead channels"):
+        eliminated = eliminate_dead_channels(model.mod, machine_for(target).lanes(32))
+    return Imported(replace(model, mod=eliminated.mod), counts, integer, eliminated)
+
+
 def lower_for(source: SourceModel, target: Target) -> LoweredModel:
     """Import and lower a model for a target. Raises InputError for what cannot be compiled."""
-    return _lowered(_imported(source), target)
+    return _lowered(imported(source, target), target)
 
 
-def _imported(source: SourceModel) -> tuple[RelaxModel, IntegerModel | None]:
-    """The model in Relax; a quantized one in integers, with what is known of that step."""
-    model = import_model(source)
-    if not operators.count(model.mod)[0].keys() & QUANTIZED:
-        return model, None
-    with explained(f"model '{source.name}' in integers"):
-        integer = to_integer(model, source_format=source.format)
-    return replace(model, mod=integer.mod), integer
-
-
-def _lowered(imported: tuple[RelaxModel, IntegerModel | None], target: Target) -> LoweredModel:
-    return lower(imported[0], TvmTarget(target.tvm), machine_for(target))
+def _lowered(ready: Imported, target: Target) -> LoweredModel:
+    return lower(ready.model, TvmTarget(target.tvm), machine_for(target))
 
 
 def schedule_all(model: LoweredModel, target: Target, schedules: Schedules | None) -> Scheduled:
@@ -89,8 +103,9 @@ def _integer_facts(integer: IntegerModel | None) -> dict[str, Any] | None:
 
 
 def _facts(
-    source: SourceModel, model: LoweredModel, integer: IntegerModel | None, target: Target, scheduled: Scheduled
+    source: SourceModel, model: LoweredModel, ready: Imported, target: Target, scheduled: Scheduled
 ) -> dict[str, Any]:
+    integer, gone = ready.integer, ready.eliminated
     return {
         "name": source.name,
         "prefix": source.c_name,
@@ -101,9 +116,10 @@ def _facts(
         "threads": target.threads,
         "inputs": spec_facts(source.inputs),
         "outputs": spec_facts(source.outputs),
-        "operators": dict(integer.before) if integer else model.operators,
+        "operators": ready.operators,
         "integer": _integer_facts(integer),
         "macs": model.macs,
+        "dead_channels": {"removed": dict(gone.removed), "macs_before": gone.macs_before},
         "kernels": {"count": len(scheduled.kernels), "tuned": sorted(scheduled.tuned)},
         "versions": tool_versions(),
     }
@@ -114,10 +130,10 @@ def build(source: SourceModel, target: Target, out: Path, schedules: Schedules |
 
     Raises InputError for a model that cannot be compiled or a folder that cannot be written, ToolError for a compiler.
     """
-    imported = _imported(source)
-    model = _lowered(imported, target)
+    ready = imported(source, target)
+    model = _lowered(ready, target)
     scheduled = schedule_all(model, target, schedules)
-    facts: Mapping[str, Any] = _facts(source, model, imported[1], target, scheduled)
+    facts: Mapping[str, Any] = _facts(source, model, ready, target, scheduled)
     with files.atomic_directory(out, marker=MANIFEST) as folder:
         graph, plan, sizes = aot.build(
             model, scheduled.kernels, (source.inputs, source.outputs), target, source.c_name, folder

@@ -43,11 +43,12 @@ class Eliminated:
     macs_after: int
 
 
-def eliminate_dead_channels(mod: IRModule) -> Eliminated:
-    """`mod` with every dead channel of `main` removed, exactly for integers, up to the rounding of sums for floats.
+def eliminate_dead_channels(mod: IRModule, multiple: int = 1) -> Eliminated:
+    """`mod` with dead channels of `main` removed, exactly for integers, up to the rounding of sums for floats.
 
-    Shapes of inputs and outputs stay. Where nothing is dead `mod` itself is returned. One channel of a tensor stays
-    even if all are dead, so that there is a tensor.
+    multiple: as many dead channels of a tensor stay as make their number a multiple of this, such as the lanes of a
+    vector: what does not fill a vector takes as long as what does. One channel stays even if all are dead, so that
+    there is a tensor. Shapes of inputs and outputs stay. Where nothing can go `mod` itself is returned.
     """
     macs = operators.count(mod)[1]
     simple = tvm.transform.Sequential(_simplify())(mod)
@@ -56,7 +57,7 @@ def eliminate_dead_channels(mod: IRModule) -> Eliminated:
     if not all(isinstance(one, relax.VarBinding) and isinstance(one.value, _PLAIN) for one in bindings):
         return Eliminated(mod, MappingProxyType({}), macs, macs)  # has branches, or shapes that are computed
     flow = analysed(main)
-    dead = _dead(flow)
+    dead = _dead(flow, multiple)
     if not dead.any():
         return Eliminated(mod, MappingProxyType({}), macs, macs)
     changed = tvm.IRModule(dict(simple.functions))
@@ -75,7 +76,7 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
     ]
 
 
-def _dead(flow: Flow) -> Array:
+def _dead(flow: Flow, multiple: int) -> Array:
     """Which channels go, bool [flow.count]."""
     allowed = np.ones(flow.count, bool)
     for ids in flow.pinned:
@@ -83,10 +84,17 @@ def _dead(flow: Flow) -> Array:
     tensors = {fact.channels.ids.tobytes(): fact.channels.ids for fact in flow.facts.values() if fact.channels}
     while True:
         dead = _spread(flow, allowed)
-        emptied = [ids[0] for ids in tensors.values() if dead[ids].all()]
-        if not emptied:
+        kept = np.concatenate([_kept(ids, dead, multiple) for ids in tensors.values()] or [np.zeros(0, int)])
+        if not len(kept):
             return dead
-        allowed[emptied] = False
+        allowed[kept] = False
+
+
+def _kept(ids: Array, dead: Array, multiple: int) -> Array:
+    """The dead channels among `ids` that stay to fill up a multiple."""
+    alive = int((~dead[ids]).sum())
+    wanted = max(1, -(-alive // multiple) * multiple)
+    return np.asarray(ids[dead[ids]][: wanted - alive])
 
 
 def _spread(flow: Flow, allowed: Array) -> Array:

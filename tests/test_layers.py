@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 errors units statistics files yaml_source budget fields host target_parts target targets boards shell progress
 model_spec model_onnx model_tflite model_torch model
-relax_torch relax_import relax_rewrite relax_layout relax_fold operators graph graph_from_relax
+relax_torch relax_import relax_rewrite relax_layout relax_fold operators
+channels channels.bounds channels.flow channels.products channels.moves channels.rules dead_channels
+graph graph_from_relax
 integer.fixed_point integer.rules integer.context integer.once integer.requantize integer.tables integer.conv
 integer.elementwise integer.pool integer.softmax integer.shapes integer.transform integer
 kernels kernels.dot kernels.dot_intrinsics kernels.machine kernels.for_target kernels.buffers kernels.mathematics
