@@ -1,6 +1,6 @@
 """Writing files and folders so that a reader sees the old or the new one whole, never a half.
 
-Everything is built under `.<name>.tmp-XXXXXXXX` beside its final name and renamed. The builder holds a lock (flock) on
+Everything is built under `.<name>.tmp-<random>` beside its final name and renamed. The builder holds a lock (flock) on
 what it builds; a temporary without a lock is the left-over of a crashed run and the next run removes it.
 """
 

@@ -7,13 +7,14 @@ import hashlib
 import io
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.errors import InputError
+from deploy.model_external import read_external
+from deploy.model_qlinear import as_qdq
 from deploy.model_spec import DTYPES, Dim, TensorSpec, check_overrides, check_size, one_line, static_shape
 
 # A protocol buffer is at most 2 GiB, and so is a model with its weights inside.
@@ -72,7 +73,11 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> OnnxModel:
         _fix_inputs(model, shapes)
         inferred = _infer(model)
         _check_inferred(inferred)
-        simplified = _infer(_simplify(inferred))
+        quantized = as_qdq(inferred)
+        if quantized is not inferred:  # onnx infers nothing behind operators that it does not know
+            quantized = _infer(quantized)
+            _check_inferred(quantized)
+        simplified = _infer(_simplify(quantized))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise InputError(f"is not a valid ONNX model: {one_line(error)}.") from None
     inputs = tuple(_input_spec(value) for value in _real_inputs(simplified))
@@ -158,41 +163,11 @@ def _inline_external(model: Any, folder: Path | None) -> bytes:
         total += nbytes
         if total > MAX_MODEL_BYTES:
             raise InputError("has more than 2 GiB of weights, which is more than an ONNX model in memory can have.")
-        tensor.raw_data = _read_external(tensor.name, entries, folder, nbytes)
+        tensor.raw_data = read_external(tensor.name, entries, folder, nbytes)
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
         digest.update(tensor.raw_data)
     return digest.digest() if total else b""
-
-
-def _read_external(name: str, entries: Mapping[str, str], folder: Path | None, nbytes: int) -> bytes:
-    location = entries.get("location", "")
-    where = f"weights '{name}' in the external file '{location}'"
-    if folder is None:
-        raise InputError(f"keeps {where}; load the model from its file, or with its weights inside.")
-    parts = Path(location.replace("\\", "/"))
-    if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\0" in location or ":" in parts.parts[0]:
-        raise InputError(f"keeps {where}; only files inside the model's own folder are read.")
-    file = folder / parts
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise InputError(f"keeps {where}, a link that leads out of the model's folder; put the file itself there.")
-    try:
-        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or nbytes)
-    except ValueError:
-        raise InputError(f"keeps {where} with an offset or length that is not a number.") from None
-    if offset < 0 or length != nbytes:
-        raise InputError(f"keeps {where} with offset {offset} and length {length}; {nbytes} bytes are declared.")
-    if not file.is_file():
-        raise InputError(f"keeps {where}, which is missing from {folder}; put it beside the model.")
-    try:
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read(nbytes)
-    except OSError as error:
-        raise InputError(f"keeps {where}, which cannot be read: {error.strerror}.") from None
-    if len(data) != nbytes:
-        raise InputError(f"keeps {where}, which is too short: {nbytes} bytes from offset {offset} are declared.")
-    return data
 
 
 def _real_inputs(model: Any) -> list[Any]:

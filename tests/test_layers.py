@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # In the order that data flow in. A module imports only from those above it; a new module must take a place here.
 ORDER = """
 errors units statistics files yaml_source budget fields host target_parts target targets boards shell progress
-model_spec model_onnx model_tflite model_torch model
+model_spec model_external model_qlinear model_onnx model_tflite model_torch model
 relax_torch relax_import relax_rewrite relax_layout relax_fold operators
 channels channels.bounds channels.flow channels.products channels.moves channels.rules dead_channels
 graph graph_from_relax
