@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isinf
 from typing import Any
 
@@ -233,7 +234,7 @@ class _TopOne(PyExprMutator):  # type: ignore[misc]
         return emitted[0] if len(emitted) == 1 else relax.Tuple(emitted)
 
 
-def per_function(rewrite: type[PyExprMutator], name: str) -> tvm.ir.transform.Pass:
+def per_function(rewrite: Callable[[IRModule], PyExprMutator], name: str) -> tvm.ir.transform.Pass:
     """A pass that applies a mutator to `main`."""
 
     def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:

@@ -11,21 +11,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 from tvm import relax, te, topi
-from tvm.ir import Call, GenericConst
+from tvm.ir import Call
 
 from deploy.kernels import compute, packing
 from deploy.kernels.machine import Machine
+from deploy.relax_rewrite import array_of
 
 Legalize = Callable[[relax.BlockBuilder, Call], relax.Expr]
 OUT_ELEMENTWISE_FUSABLE = 4  # tvm::relax::OpPatternKind::kOutEWiseFusable: element-wise work may follow in the kernel
-
-
-def array_of(expr: relax.Expr) -> npt.NDArray[np.generic] | None:
-    """The values of a constant, or nothing for a computed tensor."""
-    if isinstance(expr, GenericConst):
-        values: npt.NDArray[np.generic] = expr.value.numpy()
-        return values
-    return None
 
 
 def _is_float(expr: relax.Expr) -> bool:
@@ -36,7 +29,7 @@ def _upstream(bb: relax.BlockBuilder, call: Call) -> relax.Expr:
     return call.op.get_attr("FLegalize")(bb, call)
 
 
-def _emit(bb: relax.BlockBuilder, function: Callable[..., object], *args: relax.Expr, **sizes: object) -> relax.Expr:
+def emit(bb: relax.BlockBuilder, function: Callable[..., object], *args: relax.Expr, **sizes: object) -> relax.Expr:
     """Call `function(*args, **sizes)` as a kernel that element-wise operators may be fused into."""
     pattern = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     kernel = partial(function, **sizes)
@@ -70,11 +63,11 @@ def conv2d(machine: Machine) -> Legalize:
         if groups == 1:
             lanes = packing.lanes_for(channels, machine.lanes(32))
             packed = relax.const(packing.pack_channels(kernel, lanes))
-            return _emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
+            return emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
         if groups == channels == int(data.ty.shape[3]):
             lanes = packing.dividing_lanes(channels, machine.lanes(32))
             packed = relax.const(packing.pack_channels(kernel[:, :, 0, :], lanes))
-            return _emit(bb, compute.depthwise, data, packed, channels=channels, window=window)
+            return emit(bb, compute.depthwise, data, packed, channels=channels, window=window)
         return _upstream(bb, call)
 
     return legalize
@@ -101,7 +94,7 @@ def conv2d_transpose(machine: Machine) -> Legalize:
         window = compute.Window((1, 1), (dilate_h, dilate_w), padding, pair(attrs.strides))
         lanes = packing.lanes_for(channels, machine.lanes(32))
         packed = relax.const(packing.pack_channels(kernel, lanes))
-        return _emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
+        return emit(bb, compute.conv2d, data, packed, channels=channels, window=window)
 
     return legalize
 
@@ -141,7 +134,7 @@ def matmul(machine: Machine) -> Legalize:
             return _upstream(bb, call)
         channels = int(weight.shape[1])
         packed = packing.pack_channels(weight, packing.lanes_for(channels, machine.lanes(32)))
-        return _emit(bb, compute.matmul, data, relax.const(packed), channels=channels)
+        return emit(bb, compute.matmul, data, relax.const(packed), channels=channels)
 
     return legalize
 

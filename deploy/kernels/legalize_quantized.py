@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax, te, topi
-from tvm.ir import Call, IRModule, Op
+from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from deploy.kernels import compute, packing, quantized
 from deploy.kernels.dot import DotProduct
-from deploy.kernels.legalize import OUT_ELEMENTWISE_FUSABLE, array_of, as_hwio, four, pair
+from deploy.kernels.legalize import as_hwio, emit, four, pair
 from deploy.kernels.machine import Machine
+from deploy.relax_rewrite import array_of, op_name, per_function
 
 EXACT_FLOAT = 2**24  # whole numbers up to here are exact in float32
 LARGEST_PRODUCT = 255 * 128
@@ -37,10 +38,6 @@ class Stored:
     def dtype(self) -> str:
         """int8 or uint8."""
         return str(self.tensor.ty.dtype)
-
-
-def _name(expr: relax.Expr) -> str:
-    return str(expr.op.name) if isinstance(expr, Call) and isinstance(expr.op, Op) else ""
 
 
 def dot_weights(taps: npt.NDArray[np.generic], dot: DotProduct) -> npt.NDArray[np.generic]:
@@ -70,9 +67,9 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if _name(call) == "relax.multiply" and str(call.ty.dtype) == "int64":
+        if op_name(call) == "relax.multiply" and str(call.ty.dtype) == "int64":
             return self._widening(call)
-        rewrite = {"relax.nn.conv2d": self._conv2d, "relax.matmul": self._matmul}.get(_name(call))
+        rewrite = {"relax.nn.conv2d": self._conv2d, "relax.matmul": self._matmul}.get(op_name(call))
         if rewrite is None or str(call.ty.dtype) != "int32":
             return call
         stored = self._stored(call.args[0])
@@ -102,19 +99,14 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
     def _stored(self, operand: relax.Expr) -> Stored | None:
         """The 8-bit tensor that an int16 operand is made from, and the zero point that was subtracted."""
         value, zero_point = self._value(operand), 0
-        if _name(value) == "relax.subtract":
+        if op_name(value) == "relax.subtract":
             constant = array_of(value.args[1])
             if constant is None or constant.size != 1:
                 return None
             zero_point, value = int(constant.reshape(-1)[0]), self._value(value.args[0])
-        if _name(value) != "relax.astype" or str(value.args[0].ty.dtype) not in ("int8", "uint8"):
+        if op_name(value) != "relax.astype" or str(value.args[0].ty.dtype) not in ("int8", "uint8"):
             return None
         return Stored(value.args[0], zero_point)
-
-    def _emit(self, function, *args: relax.Expr, **sizes: object) -> relax.Expr:  # type: ignore[no-untyped-def]
-        attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
-        kernel = partial(function, **sizes)
-        return self.builder_.call_te(kernel, *args, primfunc_name_hint=function.__name__, primfunc_attrs=attributes)
 
     def _sums(self, function, stored: Stored, taps: npt.NDArray[np.generic], **sizes: object) -> relax.Expr | None:  # type: ignore[no-untyped-def]
         """A kernel over `taps` [..., K, CO]: packed weights, and the zero point's share of each channel's sum."""
@@ -126,7 +118,7 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         correction = (-(operand.shift + stored.zero_point) * total).astype(np.int32)
         packed = relax.const(dot_weights(taps, dot))
         sums = quantized.Sums(taps.shape[-1], operand, dot)
-        return self._emit(function, stored.tensor, packed, relax.const(correction), sums=sums, **sizes)
+        return emit(self.builder_, function, stored.tensor, packed, relax.const(correction), sums=sums, **sizes)
 
     def _matmul(self, call: Call, stored: Stored, weight: npt.NDArray[np.generic]) -> relax.Expr | None:
         if weight.ndim != 2 or len(stored.tensor.ty.shape) < 2:
@@ -153,16 +145,11 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
             return None
         lanes = packing.dividing_lanes(channels, self.machine.lanes(32))
         packed = relax.const(packing.pack_channels(kernel.astype(np.float32), lanes))
-        operand = quantized.float_operand(stored.zero_point)
-        return self._emit(compute.depthwise, stored.tensor, packed, channels=channels, window=window, operand=operand)
+        sizes = {"channels": channels, "window": window, "operand": quantized.float_operand(stored.zero_point)}
+        return emit(self.builder_, compute.depthwise, stored.tensor, packed, **sizes)
 
 
 def quantized_kernels(machine: Machine) -> tvm.ir.transform.Pass:
     """Pass: what integer kernels compute, in place of int16 convolutions and products."""
 
-    def run(mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        changed = _Quantized(mod, machine)
-        changed.builder_.update_func(mod.get_global_var("main"), changed.visit_expr(mod["main"]))
-        return changed.builder_.get()
-
-    return tvm.transform.module_pass(run, opt_level=0, name="QuantizedKernels")
+    return per_function(partial(_Quantized, machine=machine), "QuantizedKernels")
