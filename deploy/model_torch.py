@@ -51,10 +51,16 @@ def load_archive(data: bytes) -> Any:
 
     try:
         with _quiet(), _weights_only():
+            _know_quantized_operators()
             return torch.export.load(io.BytesIO(data))
     except Exception as error:  # a damaged archive fails in many ways, none of which is told apart by its type
         reason = f"torch {torch.__version__} cannot load: {one_line(error)}"
         raise InputError(f"is a torch.export archive that {reason}.") from None
+
+
+def _know_quantized_operators() -> None:
+    """Make torch know quantized_decomposed.…, the operators of quantized programs, which it does not by itself."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
 
 
 def export(module: Any, example_inputs: Sequence[Any] | None) -> Any:

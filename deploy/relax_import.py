@@ -10,15 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy import model_tflite, relax_torch
+from deploy import relax_onnx, relax_torch, relax_torch_quantized
 from deploy.errors import InputError, ToolError
 from deploy.model_spec import SourceModel, TensorSpec, c_identifier, one_line, unique
 
 # ONNX operator sets that the frontend knows; an operator of another one is a stranger, whatever its name.
 _ONNX_DOMAINS = ("", "ai.onnx", "com.microsoft")
-
-# TFLite operators with state that outlives a call: a compiled `run` has none.
-_TFLITE_STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE")
 
 # Where the frontends keep the node they are converting: function → local variable.
 _FRONTEND_LOOPS = {
@@ -66,9 +63,7 @@ def import_model(source: SourceModel) -> RelaxModel:
 
 
 def _from_onnx(source: SourceModel) -> Any:
-    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
-
-    known = {*onnx_frontend._get_convert_map(), "If", "Constant"}
+    known = relax_onnx.known_operators()
     _refuse(
         source,
         (
@@ -78,7 +73,7 @@ def _from_onnx(source: SourceModel) -> Any:
         ),
     )
     with _explained(source):
-        return from_onnx(source.payload, sanitize_input_names=False)
+        return relax_onnx.import_graph(source.payload)
 
 
 def _onnx_nodes(graph: Any) -> Iterator[Any]:
@@ -90,52 +85,12 @@ def _onnx_nodes(graph: Any) -> Iterator[Any]:
 
 
 def _from_tflite(source: SourceModel) -> Any:
-    import tflite
-    from tvm.relax.frontend.tflite import tflite_frontend
+    from deploy import relax_tflite
 
-    model = model_tflite.parse(source.payload)
-    graph = model.subgraphs[0]
-    nodes = [_tflite_node(model, graph, operator) for operator in graph.operators]
-    # The frontend looks tensors up by name, but a TFLite file may use one name twice.
-    for index, tensor in enumerate(graph.tensors):
-        tensor.name = f"t{index}"
-    packed = tflite.Model.GetRootAsModel(model_tflite.pack(model), 0)
-    frontend = tflite_frontend.OperatorConverter(packed, packed.Subgraphs(0), tflite_frontend.ExprTable(), None)
-    converts = [_converts(frontend, graph, nodes[index], index) for index in range(len(nodes))]
-    _refuse(source, (node for node, convertible in zip(nodes, converts, strict=True) if not convertible))
-    with _explained(source, nodes):
-        return tflite_frontend.from_tflite(packed)
-
-
-def _converts(frontend: Any, graph: Any, node: _Node, index: int) -> bool:
-    """Whether the frontend has the operator, for the kind of quantization it is used with, and it keeps no state."""
-    if node.op not in frontend.convert_map or node.op in _TFLITE_STATEFUL:
-        return False
-    if any(i >= 0 and graph.tensors[i].isVariable for i in _ports(graph.operators[index].inputs)):
-        return False
-    packed = frontend.subgraph.Operators(index)
-    inputs, outputs = frontend.get_input_tensors(packed), frontend.get_output_tensors(packed)
-    if all(tensor.qnn_params is None for tensor in (*inputs, *outputs)):
-        return True
-    float_ends = all(tensor.qnn_params is None for tensor in (*inputs[:1], *outputs))  # only the weights are quantized
-    return node.op in frontend._SUPPORTED_QUANTIZED_OPS and not float_ends
-
-
-def _ports(indices: Any) -> list[int]:
-    return [] if indices is None else [int(index) for index in indices]
-
-
-def _tflite_node(model: Any, graph: Any, operator: Any) -> _Node:
-    from ai_edge_litert import schema_py_generated as schema
-
-    code = model.operatorCodes[operator.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    op = {value: key for key, value in vars(schema.BuiltinOperator).items()}.get(number, f"operator {number}")
-    if op == "CUSTOM":
-        custom = code.customCode.decode("utf-8", "replace") if code.customCode else "without a name"
-        op = "DETECTION_POSTPROCESS" if custom == "TFLite_Detection_PostProcess" else f"CUSTOM {custom}"
-    outputs = _ports(operator.outputs)
-    return _Node(op, model_tflite.tensor_name(graph, outputs[0]) if outputs else "without output")
+    graph = relax_tflite.Graph(source.payload)
+    _refuse(source, (_Node(*operator) for operator in graph.refused()))
+    with _explained(source, [_Node(*operator) for operator in graph.operators]):
+        return graph.convert()
 
 
 def _from_torch(source: SourceModel) -> Any:
@@ -143,7 +98,7 @@ def _from_torch(source: SourceModel) -> Any:
 
     with _explained(source):
         program = source.payload.run_decompositions()
-    custom = relax_torch.converters()
+    custom = {**relax_torch.converters(), **relax_torch_quantized.converters()}
     known = {*frontend.ExportedProgramImporter().convert_map, *custom}
     _refuse(
         source,
@@ -155,9 +110,10 @@ def _from_torch(source: SourceModel) -> Any:
         ),
     )
     with _explained(source):
-        return frontend.from_exported_program(
+        mod = frontend.from_exported_program(
             program, unwrap_unit_return_tuple=True, run_ep_decomposition=False, custom_convert_map=custom
         )
+        return relax_torch.without_pairs(mod)
 
 
 def _torch_node(node: Any) -> _Node:

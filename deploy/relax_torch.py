@@ -16,6 +16,13 @@ def converters() -> dict[str, Any]:
     }
 
 
+def without_pairs(mod: Any) -> Any:
+    """`mod` without the tuples of a maximum and its places, of which TVM's frontend only computes the first."""
+    from tvm import relax, transform
+
+    return transform.Sequential([relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()])(mod)
+
+
 def _matmul(node: Any, importer: Any) -> Any:
     from tvm import relax
 

@@ -19,6 +19,11 @@ TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float16": 1e-2, "float32": 1e-5, "float64": 1e-10, "bool": 0.0}
     | {f"{sign}int{bits}": 0.0 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
+# Quantized models of the formats that are defined in floating point: frameworks add up in an order of their own, and a
+# value just between two integers may become either. For floats it is a step of 8 bits.
+STEP_TOLERANCES: Mapping[str, float] = MappingProxyType(
+    {**TOLERANCES, **dict.fromkeys(("int8", "uint8", "int16"), 1.0), "float32": 1 / 127}
+)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,21 @@ def test_fully_connected(tmp_path, seed):
     assert integer.after["matmul"] == 4
 
 
+def test_each_rounding_of_a_fully_connected_layer_is_its_own_reference_s(tmp_path):
+    """LiteRT scales a sum once in floating point, TFLite Micro twice in integers: some results are one unit apart."""
+    pytest.importorskip("tflite_micro", reason="TFLite Micro is not installed")
+    net = q.Net(0)
+    a = net.dense(net.input(64, 33), 17, fusedActivationFunction=q.Activation.RELU)
+    net.dense(net.dense(a, 9, per_channel=True), 5)
+    source, _ = converted(net, tmp_path)
+    inputs, model = net.data(0), import_model(source)
+    expected = {rounding: Reference(source, rounding).run(inputs) for rounding in ("single", "double")}
+    assert any((one != other).any() for one, other in zip(*expected.values(), strict=True)), "they differ at all"
+    for rounding, results in expected.items():
+        for wanted, got in zip(results, runner(to_integer(model, rounding).mod)(inputs), strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=rounding)
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("code", "kind"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from deploy.errors import InputError
-from deploy.verify import TOLERANCES, TensorComparison, compare, first_failure
+from deploy.verify import STEP_TOLERANCES, TOLERANCES, TensorComparison, compare, first_failure
 
 INFINITY = float("inf")
 
@@ -127,3 +127,13 @@ def test_one_wrong_element_is_found(values: np.ndarray, data: st.DataObject) -> 
     (result,) = compare(["t"], [values], [changed])
     assert not result.passed
     assert result.differing == 1
+
+
+def test_formats_defined_in_float_may_differ_by_a_step():
+    expected, near, far = (np.array(values, np.float32) for values in ([1.27, -0.5], [1.26, -0.5], [1.25, -0.5]))
+    assert not compare(["y"], [expected], [near])[0].passed
+    assert compare(["y"], [expected], [near], STEP_TOLERANCES)[0].passed
+    assert not compare(["y"], [expected], [far], STEP_TOLERANCES)[0].passed
+    steps = [np.array([3, 4], np.int8), np.array([4, 4], np.int8), np.array([5, 4], np.int8)]
+    assert compare(["y"], steps[:1], steps[1:2], STEP_TOLERANCES)[0].passed
+    assert not compare(["y"], steps[:1], steps[2:], STEP_TOLERANCES)[0].passed

@@ -128,11 +128,23 @@ class Context:
                 return inner
             moved = self.emit(recall(call, [inner.value, *call.args[1:]]))
             return Quantized(moved, inner.scale, inner.zero_point)
+        if op_name(call) == "relax.concat" and isinstance(self.bound(call.args[0]), relax.Tuple):
+            return self._joined(call)
         raise Stays("an operand is not quantized")
+
+    def _joined(self, call: Call) -> Quantized:
+        """Quantized tensors joined, where the same integers mean the same in all of them."""
+        first, *others = parts = [self.quantized(field) for field in self.bound(call.args[0]).fields]
+        if not all(part.same_scale(first) and part.dtype == first.dtype for part in others):
+            raise Stays("it joins tensors of different scales")
+        joined = self.emit(relax.op.concat([part.value for part in parts], axis=int(call.attrs.axis)))
+        return Quantized(joined, first.scale, first.zero_point)
 
     def _scalar(self, expr: relax.Expr) -> Any:
         values = self.constant(expr)
-        if values is None or values.size == 0 or not (values == values.flat[0]).all():
+        if values is None:
+            raise Stays("an activation has a scale or zero point that is computed when the model runs")
+        if values.size == 0 or not (values == values.flat[0]).all():
             raise Stays("an activation has more than one scale or zero point")
         return values.flat[0]
 
@@ -149,6 +161,9 @@ class Context:
         if name == "relax.permute_dims":
             inner = self.constant(call.args[0])
             return None if inner is None else np.transpose(inner, axes_of(call))
+        if name == "relax.astype":
+            inner = self.constant(call.args[0])
+            return None if inner is None else inner.astype(str(call.ty.dtype))
         if name in _COMPUTED:
             operands = [self.constant(arg) for arg in call.args]
             known = [values for values in operands if values is not None]

@@ -12,11 +12,11 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
-from deploy.integer.context import Array, Context, Output, Quantized, Stays, const
+from deploy.integer.context import MOVES, Array, Context, Output, Quantized, Stays, Weight, const
 from deploy.integer.fixed_point import INT32_MAX
 from deploy.integer.requantize import requantize, requantize_once
 from deploy.integer.rules import RANGES, Scales
-from deploy.relax_rewrite import op_name, shape_of
+from deploy.relax_rewrite import array_of, op_name, shape_of
 
 LINEAR = (
     "relax.nn.conv1d",
@@ -57,6 +57,20 @@ def linear(ctx: Context, call: Call, out: Output, bias_expr: relax.Expr | None =
     in_float = (is_dense and scales.size == 1) or data.dtype == "uint8"
     effective = ctx.rules.linear(data.scale, scales, out.scale, in_float)
     return requantize(ctx, accumulator, effective, out, channels, _in_units_of(bias, out, channels))
+
+
+def real(ctx: Context, call: Call) -> relax.Expr:
+    """The result of a convolution or product `call` of quantized tensors in float32: integer sums, scaled.
+
+    For the formats that are defined in float. Raises Stays.
+    """
+    data = ctx.quantized(call.args[0])
+    weight, scales = _weight(ctx, call)
+    total = _accumulate(ctx, call, data, weight, _total_type(data, _Bias()))
+    factor = np.float64(data.scale) * scales
+    shape = channel_shape(call) if factor.size > 1 else ()
+    number = const(factor.reshape(shape), "float32")
+    return ctx.emit(relax.op.multiply(ctx.emit(relax.op.astype(total, "float32")), number))
 
 
 def _largest(call: Call, data: Quantized, accumulator: relax.Expr) -> int:
@@ -105,10 +119,26 @@ def _total_type(data: Quantized, bias: _Bias) -> str:
 
 
 def _accumulate(ctx: Context, call: Call, data: Quantized, weight: relax.Expr, total: str) -> relax.Expr:
+    if data.dtype not in RANGES:
+        raise Stays(f"its operand is quantized to {data.dtype}")
     values = ctx.centered(data, "int32" if data.dtype == "int16" else "int16")
+    summed = "int32" if _sums_fit(call, data, weight) else total
     if op_name(call) == "relax.matmul":
-        return ctx.emit(relax.op.matmul(values, weight, out_dtype=total))
-    return ctx.emit(_convolution(call)(values, weight, **_attributes(call), out_dtype=total))
+        sums = ctx.emit(relax.op.matmul(values, weight, out_dtype=summed))
+    else:
+        sums = ctx.emit(_convolution(call)(values, weight, **_attributes(call), out_dtype=summed))
+    return sums if summed == total else ctx.emit(relax.op.astype(sums, total))
+
+
+def _sums_fit(call: Call, data: Quantized, weight: relax.Expr) -> bool:
+    """Whether no sum of products exceeds 32 bits, whatever the activations are: sums of 64 bits are slow."""
+    values = array_of(weight)
+    if values is None:
+        return False
+    low, high = RANGES[data.dtype]
+    largest = max(data.zero_point - low, high - data.zero_point)
+    channels = np.moveaxis(np.abs(values.astype(np.int64)), _output_axis(call), 0)
+    return int(channels.reshape(len(channels), -1).sum(axis=1).max(initial=0)) * largest <= INT32_MAX
 
 
 def _convolution(call: Call) -> Any:
@@ -127,11 +157,21 @@ def _bias(ctx: Context, expr: relax.Expr) -> _Bias:
     """A bias as it is stored. Raises Stays where it is computed."""
     weight = ctx.weight(expr)
     if weight is not None and not weight.zero_point.any():
-        return _Bias(weight.values, weight.scale.reshape(-1), weight.values.astype(np.float64) * weight.scale)
+        stored = weight.values.astype(_stored_type(ctx, expr, weight))
+        return _Bias(stored, weight.scale.reshape(-1), weight.values.astype(np.float64) * weight.scale)
     numbers = ctx.constant(expr)
     if numbers is None:
         raise Stays("what is added to it is not constant")
     return _Bias(numbers=numbers.astype(np.float64))
+
+
+def _stored_type(ctx: Context, expr: relax.Expr, weight: Weight) -> str:
+    """The type that a bias has in the source model: one of 64 bits was narrowed to be dequantized."""
+    call = ctx.bound(expr)
+    while op_name(call) in MOVES:
+        call = ctx.bound(call.args[0])
+    stored = ctx.bound(call.args[0])
+    return str(stored.args[0].ty.dtype) if op_name(stored) == "relax.astype" else str(weight.values.dtype)
 
 
 def is_bias(ctx: Context, expr: relax.Expr, call: Call) -> bool:

@@ -11,7 +11,7 @@ from tvm.ir import Call
 from deploy.integer.context import Context, Output, Quantized, Stays, const
 from deploy.integer.conv import LINEAR, is_bias, linear
 from deploy.integer.fixed_point import quantize_multiplier
-from deploy.integer.requantize import convert, finish, from_real, requantize, rescale
+from deploy.integer.requantize import convert, finish, from_real, real, requantize, rescale
 from deploy.integer.rules import Float
 from deploy.relax_rewrite import op_name
 
@@ -73,9 +73,7 @@ def _real(ctx: Context, expr: relax.Expr) -> relax.Expr:
     numbers = ctx.constant(expr)
     if numbers is not None:
         return const(numbers, "float32")
-    tensor = ctx.quantized(expr)
-    wide = ctx.emit(relax.op.astype(ctx.centered(tensor, "int32"), "float32"))
-    return ctx.emit(relax.op.multiply(wide, const(tensor.scale, "float32")))
+    return real(ctx, ctx.quantized(expr))
 
 
 def multiply(ctx: Context, call: Call, out: Output) -> relax.Expr:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from deploy.integer.context import Array, Context, Output, Quantized, Stays, const
+from deploy.integer.context import Array, Context, Output, Quantized, const
 from deploy.integer.fixed_point import quantize_multiplier
 from deploy.integer.once import rounds_alike
 from deploy.integer.rules import RANGES, Scales
@@ -47,13 +47,31 @@ def requantize(
 def requantize_once(
     ctx: Context, accumulator: relax.Expr, scales: Scales, out: Output, shape: Sequence[int], largest: int
 ) -> relax.Expr:
-    """`accumulator` (at most `largest`) * `scales`, quantized as LiteRT's fully connected kernel does. Raises Stays."""
+    """`accumulator` (at most `largest`) * `scales`, quantized as LiteRT's fully connected kernel does.
+
+    In integers where a multiplier gives the same results, else in float64 as LiteRT: for results of 16 bits.
+    """
     low, high = out.low - out.zero_point, out.high - out.zero_point
     found = [rounds_alike(float(scale), low, high, largest) for scale in np.atleast_1d(scales)]
     pairs = [pair for pair in found if pair is not None]
     if len(pairs) < len(found):
-        raise Stays("no integer multiplier rounds as LiteRT does in floating point")
+        return _once_in_double(ctx, accumulator, scales, out, shape)
     return finish(ctx, rescale_once(ctx, accumulator, pairs, shape), out)
+
+
+def _once_in_double(
+    ctx: Context, accumulator: relax.Expr, scales: Scales, out: Output, shape: Sequence[int]
+) -> relax.Expr:
+    """round(accumulator * scale) in float64, a half away from zero: twice what truncation leaves is at least 1 then."""
+    factors = const(np.reshape(scales, tuple(shape) if np.size(scales) > 1 else ()), "float64")
+    value = ctx.emit(relax.op.multiply(ctx.emit(relax.op.astype(accumulator, "float64")), factors))
+    # clamped while it is a number of any size; between whole numbers that is as good as later
+    value = ctx.emit(relax.op.maximum(value, const(out.low - out.zero_point, "float64")))
+    value = ctx.emit(relax.op.minimum(value, const(out.high - out.zero_point, "float64")))
+    whole = ctx.emit(relax.op.astype(value, "int32"))
+    rest = ctx.emit(relax.op.subtract(value, ctx.emit(relax.op.astype(whole, "float64"))))
+    half = ctx.emit(relax.op.astype(ctx.emit(relax.op.add(rest, rest)), "int32"))
+    return finish(ctx, ctx.emit(relax.op.add(whole, half)), out)
 
 
 def rescale(
@@ -143,8 +161,26 @@ def from_float(
 
 
 def from_real(ctx: Context, value: relax.Expr, out: Output) -> relax.Expr:
-    """A real number in float32, divided by the scale, rounded to even and quantized."""
-    return _to_type(ctx, ctx.emit(relax.op.divide(value, const(out.scale, "float32"))), out)
+    """A real number in float32 in units of the scale, rounded to even and quantized."""
+    inverse = ctx.rules.inverse(out.scale)
+    operation, factor = (relax.op.divide, out.scale) if inverse is None else (relax.op.multiply, inverse)
+    return _to_type(ctx, ctx.emit(operation(value, const(factor, "float32"))), out)
+
+
+def from_computed(ctx: Context, value: relax.Expr, scale: relax.Expr, zero_point: relax.Expr, dtype: str) -> relax.Expr:
+    """A real number in float32 quantized to `dtype`, with a scale and a zero point that the model computes."""
+    value = ctx.emit(relax.op.round(ctx.emit(relax.op.divide(value, scale))))
+    value = ctx.emit(relax.op.add(value, ctx.emit(relax.op.astype(zero_point, "float32"))))
+    low, high = RANGES[dtype]
+    value = ctx.emit(relax.op.maximum(value, const(low, "float32")))
+    value = ctx.emit(relax.op.minimum(value, const(high, "float32")))
+    return ctx.emit(relax.op.astype(ctx.emit(relax.op.astype(value, "int32")), dtype))
+
+
+def real(ctx: Context, tensor: Quantized) -> relax.Expr:
+    """The real numbers of a quantized tensor in float32, as a dequantization gives them."""
+    wide = ctx.emit(relax.op.astype(ctx.centered(tensor, "int32"), "float32"))
+    return ctx.emit(relax.op.multiply(wide, const(tensor.scale, "float32")))
 
 
 def _to_type(ctx: Context, value: relax.Expr, out: Output) -> relax.Expr:
@@ -163,5 +199,7 @@ def convert(ctx: Context, tensor: Quantized, out: Output) -> relax.Expr:
     """A quantized tensor in another quantization."""
     if tensor.same_scale(out) and tensor.dtype == out.dtype:
         return clamp(ctx, tensor.value, out.low, out.high)
+    if ctx.rules.inverse(out.scale) is not None:  # two factors, each rounded: one would round a half otherwise
+        return from_real(ctx, real(ctx, tensor), out)
     ratio = ctx.rules.ratio(tensor.scale, out.scale, in_float=out.activated)
     return requantize(ctx, ctx.centered(tensor, "int32"), np.array([ratio]), out)

@@ -23,6 +23,7 @@ class Rules:
     compute some scales in different precisions, and logistic and tanh in float or in fixed point.
 
     The other formats scale accumulators in float32 and round a half to the even neighbour, like ONNX Runtime and torch.
+    A real number becomes an integer by division in the former, by multiplication with 1 / scale in the latter.
     All scales are the source's float32 values. Raises InputError.
     """
 
@@ -50,6 +51,15 @@ class Rules:
         """Whether fully connected layers are scaled in floating point."""
         return self.fixed_point and not self.micro
 
+    def inverse(self, scale: Any) -> Any:
+        """What a real number is multiplied with to be quantized, or nothing where it is divided by the scale."""
+        return Float(1 / np.float64(scale)) if self.source_format == "torch" else None
+
+    def steps(self, real: Any, scale: Any) -> Any:
+        """Real numbers in float32 in units of a scale, not rounded."""
+        inverse = self.inverse(scale)
+        return real / Float(scale) if inverse is None else real * inverse
+
     def linear(self, data: Any, weight: Scales, out: Any, in_float: bool) -> Scales:
         """Scales of an accumulator; `in_float` where TFLite multiplies the first two as float32."""
         if in_float:
@@ -70,6 +80,6 @@ class Rules:
         """A real number in a quantization, not saturated; infinite ones are far outside every type."""
         if np.isinf(value):
             return -(2**31) if value < 0 else 2**31 - 1
-        ratio = float(Float(value) / Float(scale))
+        ratio = float(self.steps(Float(value), scale))
         away = np.copysign(np.floor(abs(ratio) + 0.5), ratio)
         return int(away if self.fixed_point else np.round(ratio)) + zero_point

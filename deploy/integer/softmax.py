@@ -7,28 +7,31 @@ from tvm import relax
 from tvm.ir import Call
 
 from deploy.integer import fixed_point as fp
+from deploy.integer import wide
 from deploy.integer.context import Array, Context, Output, Stays, const
 from deploy.integer.requantize import from_real
 from deploy.integer.rules import Float
-from deploy.relax_rewrite import shape_of
+from deploy.relax_rewrite import op_name, shape_of
 
 SUM_BITS = 12  # integer bits of the sum of exponentials
 ONE = 31 - SUM_BITS  # its fraction bits: an exponential of 1 is 2^19
 
 
 def softmax(ctx: Context, call: Call, out: Output) -> relax.Expr:
-    """A softmax over the last axis. Raises Stays."""
-    data = ctx.quantized(call.args[0])
-    shape = shape_of(call)
+    """A softmax over the last axis, of a tensor or of its product with a positive number. Raises Stays."""
+    operand, beta = _scaled(ctx, call.args[0])
+    data, shape = ctx.quantized(operand), shape_of(call)
     if int(call.attrs.axis) not in (-1, len(shape) - 1):
         raise Stays("it is not over the last axis")
+    if data.dtype == "int16" and ctx.rules.fixed_point:
+        return wide.softmax(ctx, data, beta, shape, out)
     if data.dtype not in ("int8", "uint8") or out.dtype not in ("int8", "uint8"):
         raise Stays(f"it is from {data.dtype} to {out.dtype}")
     largest = ctx.emit(relax.op.max(data.value, axis=[-1], keepdims=True))
-    wide = [ctx.emit(relax.op.astype(value, "int32")) for value in (data.value, largest)]
-    index = ctx.emit(relax.op.add(ctx.emit(relax.op.subtract(*wide)), const(255, "int32")))
+    pair = [ctx.emit(relax.op.astype(value, "int32")) for value in (data.value, largest)]
+    index = ctx.emit(relax.op.add(ctx.emit(relax.op.subtract(*pair)), const(255, "int32")))
     if not ctx.rules.fixed_point:
-        return _in_float(ctx, index, float(data.scale), out)
+        return _in_float(ctx, index, float(data.scale) * float(beta), out)
     if (
         data.dtype != out.dtype
         or out.scale != Float(1 / 256)
@@ -36,7 +39,9 @@ def softmax(ctx: Context, call: Call, out: Output) -> relax.Expr:
         or shape[-1] >= 1 << SUM_BITS
     ):
         raise Stays("TFLite has no integer form of it with this quantization or length")
-    exponentials = np.array(fp.softmax_exponentials(float(data.scale)))
+    if float(data.scale) * float(beta) * 2**26 <= 1:
+        raise Stays("TFLite has no integer form of it for so small a scale")
+    exponentials = np.array(fp.softmax_exponentials(float(data.scale) * float(beta)))
     coarse = np.array([fp.divide_by_power(int(value), SUM_BITS) for value in exponentials])
     total = ctx.emit(relax.op.sum(_take(ctx, coarse, index, "int32"), axis=[-1], keepdims=True))
     bits = ctx.emit(relax.op.right_shift(total, const(ONE, "int32")))  # 1 … the length: a number of leading zeros
@@ -48,6 +53,15 @@ def softmax(ctx: Context, call: Call, out: Output) -> relax.Expr:
     value = ctx.emit(relax.op.right_shift(value, _take(ctx, shifts, bits, "int64")))
     value = ctx.emit(relax.op.add(ctx.emit(relax.op.astype(value, "int32")), const(out.zero_point, "int32")))
     return ctx.emit(relax.op.astype(ctx.emit(relax.op.minimum(value, const(out.high, "int32"))), out.dtype))
+
+
+def _scaled(ctx: Context, expr: relax.Expr) -> tuple[relax.Expr, Float]:
+    """The tensor and the number that a product is of; 1 for anything else."""
+    product = ctx.bound(expr)
+    number = ctx.constant(product.args[1]) if op_name(product) == "relax.multiply" else None
+    if number is None or number.size != 1 or not number.flat[0] > 0:
+        return expr, Float(1)
+    return product.args[0], Float(number.flat[0])
 
 
 def _take(ctx: Context, table: Array, index: relax.Expr, dtype: str) -> relax.Expr:

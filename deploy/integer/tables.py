@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from deploy.integer import fixed_point as fp
+from deploy.integer import wide
 from deploy.integer.context import Array, Context, Output, Quantized, Stays, const
 from deploy.integer.rules import RANGES, Float
 from deploy.relax_rewrite import op_name
@@ -66,6 +67,9 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
         "relax.power": np.power,
         "relax.maximum": np.maximum,
         "relax.minimum": np.minimum,
+        "relax.greater": np.greater,
+        "relax.less": np.less,
+        "relax.where": np.where,
     }
 )
 
@@ -86,6 +90,8 @@ def function(ctx: Context, call: Call, out: Output) -> relax.Expr:
     if len(leaves) != 1:
         raise Stays("it is not a function of one quantized tensor")
     tensor = next(iter(leaves.values()))
+    if tensor.dtype == "int16" and ctx.rules.fixed_point:
+        return wide.function(ctx, call, tensor, out)
     if tensor.dtype not in ("int8", "uint8"):
         raise Stays(f"a table for {tensor.dtype} would be too large")
     low, high = RANGES[tensor.dtype]
@@ -96,7 +102,7 @@ def function(ctx: Context, call: Call, out: Output) -> relax.Expr:
         real = (values - tensor.zero_point).astype(Float) * tensor.scale
         with np.errstate(all="ignore"):
             result = np.asarray(evaluate(real.astype(np.float64))).astype(Float)
-        table = np.round(np.nan_to_num(result / out.scale, posinf=1e9, neginf=-1e9)) + out.zero_point
+        table = np.round(np.nan_to_num(ctx.rules.steps(result, out.scale), posinf=1e9, neginf=-1e9)) + out.zero_point
     return lookup(ctx, tensor, np.clip(table, out.low, out.high), out.dtype)
 
 

@@ -13,12 +13,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from deploy import operators
-from deploy.integer import conv, elementwise, pool, shapes, softmax, tables
-from deploy.integer.context import MOVES, Context, Output, Stays, operator
-from deploy.integer.requantize import clamp
+from deploy.integer import conv, elementwise, pool, requantize, shapes, softmax, tables
+from deploy.integer.context import MOVES, Context, Output, Stays, operator, recall
 from deploy.integer.rules import RANGES, Rounding, Rules
 from deploy.relax_import import RelaxModel
-from deploy.relax_rewrite import op_name
+from deploy.relax_rewrite import op_name, shape_of
 
 Handler = Callable[[Context, Call, Output], relax.Expr]
 
@@ -48,6 +47,10 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "relax.nn.softmax": softmax.softmax,
     }
 )
+
+
+# Operators that may stand behind a quantization as well as before it: that is one function, and it keeps every order.
+MONOTONE = (*MOVES, "relax.nn.max_pool2d")
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,17 @@ def to_integer(model: RelaxModel, rounding: Rounding = "single", source_format: 
     mod["main"] = rewriting.function()
     mod = relax.transform.DeadCodeElimination(["main"])(mod)
     live = {str(binding.var.name) for block in mod["main"].body.blocks for binding in block.bindings}
-    kept = tuple(rewriting.described(value) for name, value in rewriting.copied.items() if name in live)
+    kept = tuple(one for name, one in rewriting.kept() if name in live)
     mod = relax.transform.CanonicalizeBindings()(mod)  # the result's variable would be another's second name
     return IntegerModel(mod, kept, MappingProxyType(before), MappingProxyType(operators.count(mod)[0]))
 
 
 class _Rewriting:
-    """One walk over `main`; `copied` has every float operator that was taken as it is, by its new variable's name."""
+    """One walk over `main`; by its new variable's name, `copied` has every float operator that was taken as it is, and
+    `scaled` every linear one whose sums are integers and whose result is not."""
 
     def __init__(self, mod: tvm.IRModule, rules: Rules) -> None:
-        self.main, self.copied = mod["main"], dict[str, Call]()
+        self.main, self.copied, self.scaled = mod["main"], dict[str, Call](), dict[str, Call]()
         self.ctx = Context(mod, rules)
         self.reasons: dict[relax.Expr, str] = {}
         self.clipped: set[relax.Var] = set()  # quantized results that are within their clip already
@@ -120,7 +124,7 @@ class _Rewriting:
         name = op_name(value)
         try:
             if name == "relax.quantize":
-                result = self._quantize(value, self._output(var, value))
+                result = self._quantize(value.args[0], self._output(var, value))
                 if result is not None and var in self.clips:
                     self.clipped.add(var)
                 return result
@@ -128,6 +132,10 @@ class _Rewriting:
                 return self._clip(value)
             if name == "relax.astype":
                 return self._average(value)
+            if name in conv.LINEAR and not self.ctx.rules.fixed_point and str(value.ty.dtype) == "float32":
+                result = conv.real(self.ctx, value)
+                self.scaled[str(result.name)] = value
+                return result
         except Stays as stays:
             self.reasons.setdefault(value, str(stays))
         return None
@@ -142,15 +150,14 @@ class _Rewriting:
 
     def _exact(self, limit: int, out: Output) -> int:
         """A limit of a fused activation as TFLite rounds it: the frontend divides in double, a half to the even."""
-        for real in (0.0, -1.0, 1.0, 6.0):
+        for real in (0.0, -1.0, 1.0, 6.0) if self.ctx.rules.fixed_point else ():
             if limit == round(real / float(out.scale)) + out.zero_point:
                 limit = self.ctx.rules.quantized(real, out.scale, out.zero_point)
                 break
         return min(max(limit, out.low), out.high)
 
-    def _quantize(self, call: Call, out: Output) -> relax.Expr | None:
-        """The quantized result of the float operators behind `call`, or nothing, with the reason noted."""
-        expr = call.args[0]
+    def _quantize(self, expr: relax.Expr, out: Output) -> relax.Expr | None:
+        """The quantized result of the float operators behind `expr`, or nothing, with the reason noted."""
         while (limited := self.ctx.limits(expr)) is not None:
             expr, low, high = limited
             out = self._limited(out, low, high)
@@ -165,7 +172,10 @@ class _Rewriting:
             except Stays as stays:
                 reasons.append(str(stays))
         self.reasons[root] = reasons[0]
-        return None
+        if op_name(root) not in MONOTONE or self.ctx.rules.fixed_point:
+            return None
+        inner = self._quantize(root.args[0], out)
+        return None if inner is None else self.ctx.emit(recall(root, [inner, *root.args[1:]]))
 
     def _limited(self, out: Output, low: float, high: float) -> Output:
         """`out` within the range that an activation leaves."""
@@ -181,7 +191,7 @@ class _Rewriting:
             return None
         if call.args[0] in self.clipped:
             return value
-        return clamp(self.ctx, value, *_limits(call, dtype))
+        return requantize.clamp(self.ctx, value, *_limits(call, dtype))
 
     def _average(self, call: Call) -> relax.Expr | None:
         """TFLite's average: the frontend averages in int32, and rounds towards zero."""
@@ -200,12 +210,51 @@ class _Rewriting:
         """The same operator in the new graph, noted when it computes on floating point numbers."""
         if not isinstance(value, Call):
             return self.ctx.new(value)
-        copied = self.ctx.emit(self.ctx.new(value))
-        if any(is_float(expr.ty) for expr in (copied, *value.args)):
+        quantized = self._float_quantization(value)
+        copied = self.ctx.emit(self.ctx.new(value)) if quantized is None else quantized
+        computes = self.ctx.constant(value) is None  # what is constant is gone when the model runs
+        if computes and any(is_float(expr.ty) for expr in (copied, *value.args)):
             self.copied[str(copied.name)] = value
         return copied
 
-    def described(self, call: Call) -> FloatOperator:
+    def _float_quantization(self, call: Call) -> relax.Expr | None:
+        """What quantizes or dequantizes where Relax's own operator would differ, or be in the way.
+
+        torch multiplies with the inverse of the scale. And layout conversion does not know relax.quantize and
+        relax.dequantize: between two convolutions they would be between two transposes.
+        """
+        real = call if op_name(call) == "relax.dequantize" else call.args[0] if call.args else call
+        if self.ctx.rules.fixed_point or str(getattr(real.ty, "dtype", "")) != "float32":
+            return None
+        if op_name(call) == "relax.dequantize":
+            return self._float_dequantization(call)
+        if op_name(call) != "relax.quantize" or str(call.attrs.out_dtype) not in RANGES:
+            return None
+        data, scale, zero_point = (self.ctx.new(arg) for arg in call.args)
+        if all(self.ctx.constant(arg) is None and shape_of(arg) == () for arg in call.args[1:]):
+            return requantize.from_computed(self.ctx, data, scale, zero_point, str(call.attrs.out_dtype))
+        try:
+            out = self.ctx.output(call)
+        except Stays:
+            return None
+        if self.ctx.rules.inverse(out.scale) is None:
+            return None
+        return requantize.from_real(self.ctx, data, out)
+
+    def _float_dequantization(self, call: Call) -> relax.Expr | None:
+        try:
+            tensor = self.ctx.quantized(call)
+        except Stays:
+            return None
+        return None if tensor.constant is not None else requantize.real(self.ctx, tensor)
+
+    def kept(self) -> list[tuple[str, FloatOperator]]:
+        """Everything that gives floating point numbers, by its variable's name."""
+        read = "the integer sums of {} are read as floating point numbers"
+        scaled = {n: FloatOperator("dequantize", read.format(operator(c)[6:])) for n, c in self.scaled.items()}
+        return [*((name, self._described(call)) for name, call in self.copied.items()), *scaled.items()]
+
+    def _described(self, call: Call) -> FloatOperator:
         """A float operator's name, and why it is one."""
         return FloatOperator(operator(call).removeprefix("relax."), self.reasons.get(call) or self._reason(call))
 
@@ -215,6 +264,9 @@ class _Rewriting:
             is_input = isinstance(self.ctx.bound(call.args[0]), relax.Var)
             return "the model's input is not quantized" if is_input else "what it quantizes is computed in float"
         if name == "relax.dequantize":
+            is_sum = str(call.args[0].ty.dtype) == "int32" and self.ctx.constant(call.args[0]) is None
+            if is_sum and self.ctx.rules.fixed_point:  # as relax_tflite_hybrid imports it
+                return "its activations are quantized when the model runs: only its weights are stored in integers"
             return "its result is read as a floating point number"
         return "its operands or its result are not quantized"
 

@@ -177,11 +177,13 @@ def unsupported() -> bytes:
     return pack(b.model([x], [e]))
 
 
-def dynamic_range() -> bytes:
-    """A float dense layer with int8 weights, as dynamic-range quantization leaves it."""
+def dynamic_range(code: int = Builtin.FULLY_CONNECTED) -> bytes:
+    """A float dense layer with int8 weights, as dynamic-range quantization leaves it, or another operator like it."""
     b = Builder()
     x = b.tensor("x", (1, 4))
     w = b.tensor("w", (3, 4), "int8", data=np.arange(-6, 6).reshape(3, 4), scale=0.02)
     y = b.tensor("y", (1, 3))
-    b.op(Builtin.FULLY_CONNECTED, [x, w, -1], [y], options(schema.FullyConnectedOptionsT))
+    is_dense = code == Builtin.FULLY_CONNECTED
+    kind = schema.FullyConnectedOptionsT if is_dense else schema.BatchMatMulOptionsT
+    b.op(code, [x, w, -1] if is_dense else [x, w], [y], options(kind))
     return pack(b.model([x], [y]))

@@ -183,6 +183,43 @@ class Net:
         code = Builtin.RESIZE_NEAREST_NEIGHBOR
         return self.op(code, [x.index, target], out, schema.ResizeNearestNeighborOptionsT, **values)
 
+    def integers(self, values: Any, dtype: str = "int32") -> int:
+        """A constant tensor of whole numbers that mean themselves."""
+        data = np.array(values)
+        return self.b.tensor(f"i{len(self.b.tensors)}", data.shape, dtype, data=data)
+
+    def plain(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A new tensor that is not quantized."""
+        return Tensor(self.b.tensor(f"p{len(self.b.tensors)}", shape, dtype), shape, 0.0, 0, dtype)
+
+    def move(
+        self, code: int, x: Tensor, shape: tuple[int, ...], *others: Any, kind: Any = None, **values: Any
+    ) -> Tensor:
+        """An operator that gives elements of `x` in `shape`; `others` are its constant operands."""
+        inputs = [x.index, *(self.integers(other) for other in others)]
+        return self.op(code, inputs, self.tensor(shape, x.scale, x.zero_point), kind, **values)
+
+    def wide_bias(self, x: Tensor, scales: np.ndarray, channels: int) -> int:
+        """An int64 bias, which the convolutions of 16-bit activations have."""
+        data = self.rng.integers(-(2**24), 2**24, channels)
+        return self.b.tensor("b", (channels,), "int64", data=data, scale=np.float32(x.scale) * scales)
+
+    def float_input(self, *shape: int) -> Tensor:
+        """A float input of the network."""
+        tensor = self.plain(shape, "float32")
+        self.inputs.append(tensor)
+        return tensor
+
+    def hybrid(
+        self, code: int, x: Tensor, shape: tuple[int, ...], weight: tuple[int, ...], kind: Any, **more: Any
+    ) -> Tensor:
+        """Float activations, int8 weights; `more` has options, the channels' `axis`, `one` scale or not, a `bias`."""
+        axis, one, bias = more.pop("axis", 0), more.pop("one", False), more.pop("bias", True)
+        w, _ = self.weights(weight, axis, not one)
+        numbers = self.rng.normal(0, 0.5, weight[axis]).astype(np.float32)
+        inputs = [x.index, w, self.b.tensor("fb", numbers.shape, data=numbers) if bias else -1]
+        return self.op(code, inputs, self.plain(shape, "float32"), kind, **more)
+
     def pack(self) -> bytes:
         """The flatbuffer, with every result as an output."""
         return pack(self.b.model([t.index for t in self.inputs], [t.index for t in self.outputs]))
@@ -191,6 +228,9 @@ class Net:
         """Inputs that use the whole type, or stay near the zero point, by the seed."""
         rng, found = np.random.default_rng(seed), []
         for tensor in self.inputs:
+            if tensor.dtype == "float32":
+                found.append(rng.normal(0.3, 1, tensor.shape).astype(np.float32))
+                continue
             low, high = RANGES[tensor.dtype]
             values = rng.normal(tensor.zero_point, (high - low) / (8 if seed % 2 else 2), tensor.shape)
             found.append(np.clip(np.round(values), low, high).astype(tensor.dtype))
