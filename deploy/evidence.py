@@ -11,7 +11,10 @@ from deploy.measure import Measurement
 from deploy.model_spec import SourceModel
 from deploy.report import (
     Accuracy,
+    Firmware,
+    FloatForm,
     Latency,
+    Layer,
     ModelFacts,
     Report,
     Sizes,
@@ -23,6 +26,9 @@ from deploy.report import (
     render_json,
 )
 from deploy.target import Target
+from deploy.units import render
+
+ROUNDING = {"single": "LiteRT's reference kernels", "double": "TFLite Micro and CMSIS-NN"}
 
 
 def make_report(
@@ -31,6 +37,7 @@ def make_report(
     tuning: TuningFacts | None,
     verified: tuple[Verification, Accuracy | None] | None,
     measured: Measurement,
+    float_form: FloatForm | None = None,
 ) -> Report:
     """Everything that is known of an artifact, judged."""
     facts, sizes, kernels = artifact.facts, artifact.facts["sizes"], artifact.facts["kernels"]
@@ -48,13 +55,50 @@ def make_report(
         sizes=Sizes(sizes["arena_bytes"], sizes["weight_bytes"], sizes["library_bytes"], measured.peak_rss_bytes),
         tuning=TuningFacts(kernels["count"], tuned, tuning.trials if tuning else 0, tuned),
         verification=verification,
-        latency=Latency.of(measured.samples_s, measured.how),
+        latency=Latency.of(measured.samples_s, measured.how, _basis(target, measured)),
         power=measured.power,
         energy=measured.energy,
         checks=(),
         accuracy=accuracy,
+        float_form=float_form,
+        firmware=_firmware(artifact, measured),
     )
     return judged(report, target.budget)
+
+
+def float_form(artifact: Artifact, target: Target, measured: Measurement) -> FloatForm:
+    """What the measured float form of a quantized model, itself an artifact, says about that model."""
+    kernels = artifact.facts["kernels"]
+    latency = Latency.of(measured.samples_s, measured.how, _basis(target, measured))
+    return FloatForm(latency, kernels["count"], len(kernels["tuned"]))
+
+
+def _basis(target: Target, measured: Measurement) -> str:
+    """What an estimated latency rests on."""
+    if measured.how != "estimated" or target.clock is None:
+        return ""
+    return f"an instruction a cycle at {render(target.clock, 'frequency')}"
+
+
+def _firmware(artifact: Artifact, measured: Measurement) -> Firmware | None:
+    sizes = artifact.facts["sizes"]
+    flash = sizes.get("flash")
+    if flash is None:
+        return None
+    counted = measured.layers if measured.instructions else ()  # a board's are cycles
+    layers = zip(artifact.facts["calls"], counted, strict=False)
+    return Firmware(
+        weights_bytes=flash["weights"],
+        code_bytes=flash["code"],
+        glue_bytes=flash["glue"],
+        libraries_bytes=flash["libraries"],
+        arena_bytes=sizes["arena_bytes"],
+        io_bytes=sizes["io_bytes"],
+        stack_bytes=measured.stack_bytes,
+        instructions=measured.instructions,
+        layers=tuple(Layer(kernel, count) for kernel, count in layers),
+        how="measured" if measured.how == "measured" else "emulated",
+    )
 
 
 def save_report(artifact: Artifact, report: Report) -> Artifact:
@@ -91,6 +135,12 @@ def check_target(target: Target, artifact: Artifact) -> None:
             f"{artifact.path} was built for {built['name']} ({built['fingerprint']}), "
             f"not for {target.name} ({target.fingerprint()}); name that target, or build it again"
         )
+    rounding = (artifact.facts.get("integer") or {}).get("rounding")
+    if rounding not in (None, target.rounding):
+        raise InputError(
+            f"{artifact.path} was built with 'rounding: {rounding}', target {target.name} has "
+            f"'rounding: {target.rounding}'; name a target with the same, or build it again"
+        )
 
 
 def explain(artifact: Artifact) -> str:
@@ -102,5 +152,7 @@ def explain(artifact: Artifact) -> str:
     width = max(map(len, names))
     lines = [f"{'operator':{width}}  before  after"]
     lines += [f"{name:{width}}  {facts['before'].get(name, 0):6}  {facts['after'].get(name, 0):5}" for name in names]
+    if facts.get("rounding"):
+        lines.append(f"rounding: {facts['rounding']}, as {ROUNDING[facts['rounding']]}")
     lines += [f"stays in float: {one['name']}: {one['reason']}" for one in facts["float"]]
     return "\n".join(lines if facts["float"] else [*lines, "nothing stays in float"])

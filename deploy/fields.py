@@ -1,11 +1,13 @@
 """Tables of YAML keys: what type each has, how it is read and how it is written back.
 
-A table maps a key to its type: "text", "texts" (a list of it), "count" (from 1), "whole" (from 0), "number", "flag", or
-a kind of quantity ("time", "bytes", ...). Values are held as pairs so that what holds them can be frozen.
+A table maps a key to its type: "text", "texts" (a list of it), "count" (from 1), "whole" (from 0), "number", "flag",
+"address" (32 bits, such as 0x20000000), or a kind of quantity ("time", "bytes", ...). Values are held as pairs so that
+what holds them can be frozen.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -53,13 +55,23 @@ def _read_value(node: Node, what: str, kind: str) -> Option:
             return node.integer(what, 1, _LARGEST)
         case "whole":
             return node.integer(what, 0, _LARGEST)
+        case "address":
+            return _address(node, what)
         case "number":
             return node.number(what, 0, 1e300)
         case _:
             return node.flag(what)
 
 
+def _address(node: Node, what: str) -> int:
+    if not re.fullmatch(r"0x[0-9a-fA-F]{1,8}", str(node.value), re.ASCII):
+        raise node.error(f"{what} must be an address of 32 bits, such as 0x20000000, not {node.shown()}")
+    return int(str(node.value), 16)
+
+
 def _write_value(value: Option, kind: str) -> Plain:
     if kind in units.KINDS:
         return units.render(cast(float, value), kind)
+    if kind == "address":
+        return f"0x{value:08x}"
     return list(value) if isinstance(value, tuple) else value

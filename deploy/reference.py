@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,45 @@ from deploy.errors import InputError
 from deploy.expose import expose_intermediates
 from deploy.model_spec import Described, SourceModel, TensorSpec, one_line
 
-__all__ = ["Reference", "expose_intermediates", "load_inputs", "load_labels", "sample_inputs"]
+__all__ = ["Reference", "check_installed", "expose_intermediates", "load_inputs", "load_labels", "sample_inputs"]
 
 Array = npt.NDArray[Any]
 
 # Integer inputs that are not quantized are mostly indices; every table has at least this many rows.
 _INDEX_LIMIT = 4
 
-# Package and name of the framework that defines each format.
+# Package and name of the framework that defines each format, and of TFLite's other definition.
+_MICRO = "tflite micro"
 _FRAMEWORKS = {
     "onnx": ("onnxruntime", "ONNX Runtime"),
     "tflite": ("ai-edge-litert", "LiteRT"),
+    _MICRO: ("tflite-micro", "TFLite Micro"),
     "torch": ("torch", "torch"),
 }
 
 
 class Reference:
-    """`source` run by ONNX Runtime, LiteRT or torch on one thread of this CPU.
+    """`source` run by ONNX Runtime, LiteRT, TFLite Micro or torch on one thread of this CPU.
 
     LiteRT runs its reference kernels for a quantized model, whose results define the format, and its built-in kernels
-    without delegates for a float one. ONNX Runtime and torch run the model as given (`source.original`), the former
-    with basic graph optimizations. Raises InputError when the framework refuses the model.
+    without delegates for a float one. With the rounding `double` TFLite Micro's reference kernels run a quantized
+    TFLite model instead. ONNX Runtime and torch run the model as given (`source.original`), the former with basic graph
+    optimizations. Raises InputError when the framework refuses the model, or is not installed.
     """
 
-    def __init__(self, source: SourceModel) -> None:
-        self.source = source
+    def __init__(self, source: SourceModel, rounding: str = "single") -> None:
+        self.source, self._framework = source, _framework_of(source, rounding)
+        check_installed(source, rounding)
+        runners = {"onnx": _onnx_runner, "tflite": _tflite_runner, _MICRO: _micro_runner, "torch": _torch_runner}
         try:
-            self._run = {"onnx": _onnx_runner, "tflite": _tflite_runner, "torch": _torch_runner}[source.format](source)
+            self._run = runners[self._framework](source)
         except Exception as error:  # the frameworks' errors have no common class
             raise self._refused("load", error) from error
 
     @property
     def name(self) -> str:
         """The framework and its version."""
-        package, title = _FRAMEWORKS[self.source.format]
+        package, title = _FRAMEWORKS[self._framework]
         return f"{title} {version(package)}"
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -62,8 +68,22 @@ class Reference:
         return [np.asarray(value) for value in outputs]
 
     def _refused(self, step: str, error: Exception) -> InputError:
-        framework = _FRAMEWORKS[self.source.format][1]
+        framework = _FRAMEWORKS[self._framework][1]
         return InputError(f"{framework} cannot {step} model '{self.source.name}': {one_line(error)}.")
+
+
+def check_installed(source: SourceModel, rounding: str) -> None:
+    """Raises InputError where the framework that defines the model's results is an extra that is not there."""
+    if _framework_of(source, rounding) == _MICRO and find_spec("tflite_micro") is None:
+        raise InputError(
+            f"'rounding: double' has model '{source.name}' verified against TFLite Micro, which is not installed; "
+            "pip install tflite-micro (Linux on x86-64 only), or take 'rounding: single'."
+        )
+
+
+def _framework_of(source: SourceModel, rounding: str) -> str:
+    double = rounding == "double" and source.format == "tflite" and _is_quantized(source)
+    return _MICRO if double else source.format
 
 
 def check_inputs(source: Described, inputs: Sequence[Array]) -> None:
@@ -195,13 +215,11 @@ def _tflite_runner(source: SourceModel) -> Any:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     graph = model_tflite.parse(source.payload).subgraphs[0]
-    scales = (tensor.quantization.scale for tensor in graph.tensors if tensor.quantization is not None)
-    quantized = any(scale is not None and len(scale) for scale in scales)
     interpreter = Interpreter(
         model_content=source.payload,
         num_threads=1,
         experimental_op_resolver_type=(
-            OpResolverType.BUILTIN_REF if quantized else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            OpResolverType.BUILTIN_REF if _is_quantized(source) else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         ),
     )
     interpreter.allocate_tensors()
@@ -214,6 +232,35 @@ def _tflite_runner(source: SourceModel) -> Any:
         return [interpreter.get_tensor(int(index)) for index in graph.outputs]
 
     return run
+
+
+def _is_quantized(source: SourceModel) -> bool:
+    """Whether a TFLite model has tensors with scales."""
+    tensors = model_tflite.parse(source.payload).subgraphs[0].tensors
+    scales = (tensor.quantization.scale for tensor in tensors if tensor.quantization is not None)
+    return any(scale is not None and len(scale) for scale in scales)
+
+
+def _micro_runner(source: SourceModel) -> Any:
+    from tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(source.payload, arena_size=_micro_arena(source))
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        interpreter.reset()
+        for number, value in enumerate(inputs):
+            interpreter.set_input(value, number)
+        interpreter.invoke()
+        return [interpreter.get_output(number) for number in range(len(source.outputs))]
+
+    return run
+
+
+def _micro_arena(source: SourceModel) -> int:
+    """Bytes that are enough: every activation at once and as 32-bit sums, what describes tensors, and some more."""
+    tensors = model_tflite.parse(source.payload).subgraphs[0].tensors
+    activations = sum(int(np.prod(tensor.shape)) for tensor in tensors if tensor.shape is not None)
+    return 8 * activations + 2 * len(source.payload) + 2**20
 
 
 def _torch_runner(source: SourceModel) -> Any:

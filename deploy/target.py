@@ -7,12 +7,13 @@ extends: cortex-m7            # optional: another target, one level; null here r
 tvm: {kind: llvm, mtriple: thumbv7em-none-eabihf, mcpu: cortex-m7, mfloat-abi: hard}   # mcpu: detect is this CPU
 vector_bits: 32               # optional: the widest vector register; derived from mcpu and mattr otherwise
 clock: 216 MHz
-memory: {flash: 4 MiB, ram: 512 KiB}
+memory: {flash: 4 MiB, ram: 512 KiB}             # optional, for an image: flash_at, ram_at: the first addresses
 toolchain: {cc: arm-none-eabi-gcc, cflags: [-mcpu=cortex-m7, -mthumb], ldflags: []}
 artifact: firmware            # or shared-library
-device: {kind: qemu, machine: mps2-an500}       # local, qemu, rpc, serial, ssh, replay
+device: {kind: qemu, machine: mps2-an500, tick: 40 ns}   # local, qemu, rpc, serial, ssh, replay
 power: {kind: estimate, active: 120 mW}         # none, auto, rapl, hwmon, estimate
 threads: 1                                      # or detect: the cores this process may use
+rounding: single              # or double: whose quantized results are right, LiteRT's or TFLite Micro's (CMSIS-NN's)
 budgets: {latency: {p90: 50 ms}, ram: 128 KiB}  # see deploy/budget.py
 tuning: {trials: 2000}
 verify: {tolerance: {float32: 0.00001, int8: 0}}   # relative for floats, steps for integers
@@ -25,7 +26,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 from deploy import budget as budgets
 from deploy import host, units, yaml_source
@@ -50,10 +51,12 @@ KEYS = (
     "device",
     "power",
     "threads",
+    "rounding",
     "budgets",
     "tuning",
     "verify",
 )
+ROUNDINGS = ("single", "double")
 DEFAULT_TRIALS = 1000
 MAX_THREADS = 1024
 MAX_TRIALS = 10_000_000
@@ -63,7 +66,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of device; see the module's text for the YAML. `clock` is in Hz, tolerances are by dtype."""
+    """One kind of device; see the module's text for the YAML. `clock` is in Hz, tolerances are by dtype.
+
+    `rounding` is of quantized TFLite models (see deploy.integer); other formats have one of their own.
+    """
 
     name: str
     description: str
@@ -79,6 +85,7 @@ class Target:
     budget: Budget = field(default_factory=Budget)
     trials: int = DEFAULT_TRIALS
     tolerances: tuple[tuple[str, float], ...] = ()
+    rounding: Literal["single", "double"] = "single"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -89,12 +96,16 @@ class Target:
         if self.artifact not in parts.ARTIFACTS:
             raise InputError(f'artifact "{self.artifact}" is not one of {", ".join(parts.ARTIFACTS)}')
         parts.check_device(self.artifact, self.device)
+        if self.rounding not in ROUNDINGS:
+            raise InputError(f'rounding "{self.rounding}" is not one of {", ".join(ROUNDINGS)}')
         if unknown := [dtype for dtype, _ in self.tolerances if dtype not in DTYPES]:
             raise InputError(f'tolerance of "{unknown[0]}": allowed are {", ".join(DTYPES)}')
         if self.clock is not None and self.clock <= 0:
             raise InputError("clock must be more than zero Hz")
         if not 1 <= self.threads <= MAX_THREADS or not 0 <= self.trials <= MAX_TRIALS:
             raise InputError(f"threads must be 1 to {MAX_THREADS} and trials 0 to {MAX_TRIALS}")
+        if self.artifact == "firmware" and self.threads > 1:
+            raise InputError(f"firmware runs on one thread; target {self.name} was given {self.threads}")
         object.__setattr__(self, "tvm_options", options)
         object.__setattr__(self, "tolerances", tuple(sorted(self.tolerances)))
 
@@ -109,6 +120,8 @@ class Target:
         }
         if options["kind"] == "llvm":
             options.setdefault("num-cores", self.threads)
+        else:
+            options.pop("mtriple", None)  # only says which processor runs the C code
         return options
 
     @property
@@ -138,12 +151,23 @@ class Target:
         flags = host.required_flags(self.mcpu, self.mattr)
         return 512 if "avx512f" in flags else 256 if "avx2" in flags else 128
 
+    @property
+    def alignment(self) -> int:
+        """Return what the arena and each tensor in it begin on a multiple of, in bytes.
+
+        A cache line, which is also the widest vector; in firmware, where memory is scarce, a vector or a double.
+        """
+        return max(8, self.vector_bits // 8) if self.artifact == "firmware" else 64
+
     def tolerance(self, dtype: str, default: float) -> float:
         """Return the largest accepted difference for outputs of `dtype`, or `default` when the YAML has none."""
         return dict(self.tolerances).get(dtype, default)
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits of a hash over what decides the generated code: equal ones can share tuning records."""
+        """Return 12 hex digits of a hash over what decides the generated code: equal ones can share tuning records.
+
+        Rounding is not in it: records are found by the kernel itself, and most kernels are the same under both.
+        """
         facts: dict[str, object] = {"tvm": self.tvm, "vector_bits": self.explicit_vector_bits, "threads": self.threads}
         if dict(self.tvm_options)["kind"] == "c":
             facts["compiler"] = [self.toolchain.cc, *self.toolchain.cflags]
@@ -202,6 +226,7 @@ def plain(target: Target) -> dict[str, Plain]:
         "device": parts.plain_device(target.device),
         "power": parts.plain_power(target.power),
         "threads": target.threads,
+        "rounding": target.rounding,
         "budgets": budgets.plain_budget(target.budget) or None,
         "tuning": {"trials": target.trials},
         "verify": {"tolerance": dict(target.tolerances)} if target.tolerances else None,
@@ -261,6 +286,7 @@ _READERS = {
     "device": parts.parse_device,
     "power": parts.parse_power,
     "threads": _read_threads,
+    "rounding": lambda node: node.choice("rounding", ROUNDINGS),
     "budgets": budgets.parse_budget,
     "tuning": _read_trials,
     "verify": _read_tolerances,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
-from deploy import fields, host, units
+from deploy import fields, host
 from deploy.errors import InputError
 from deploy.fields import Option, Options, Table
 from deploy.yaml_source import Node, Plain
@@ -35,13 +35,34 @@ TVM: dict[str, Table] = {
         "fast-math-contract": "flag",
         "fast-math-reassoc": "flag",
     },
-    "c": {**_CODE_OPTIONS, "march": "text", "workspace-byte-alignment": "count", "constants-byte-alignment": "count"},
+    "c": {
+        **_CODE_OPTIONS,
+        "mtriple": "text",
+        "march": "text",
+        "workspace-byte-alignment": "count",
+        "constants-byte-alignment": "count",
+    },
 }
 DEVICES: dict[str, Table] = {
     "local": {},
-    "qemu": {"machine": "text", "cpu": "text", "program": "text", "arguments": "texts", "timeout": "time"},
+    "qemu": {
+        "machine": "text",
+        "cpu": "text",
+        "program": "text",
+        "arguments": "texts",
+        "tick": "time",
+        "timeout": "time",
+    },
     "rpc": {"tracker": "text", "key": "text", "host": "text", "port": "count", "timeout": "time"},
-    "serial": {"port": "text", "baud": "count", "flash": "texts", "timeout": "time"},
+    "serial": {
+        "port": "text",
+        "baud": "count",
+        "board": "texts",
+        "flash": "texts",
+        "timeout": "time",
+        "emulated": "flag",
+        "tick": "time",
+    },
     "ssh": {
         "host": "text",
         "port": "count",
@@ -62,21 +83,26 @@ POWER: dict[str, Table] = {
 # What belongs to one laboratory: allowed in a user's own files, kept out of the shipped targets.
 LAB_KEYS = frozenset({"tracker", "host", "port", "user", "identity", "recording", "root"})
 _DEVICES_OF = {"shared-library": ("local", "qemu", "rpc", "ssh", "replay"), "firmware": ("qemu", "serial", "replay")}
-_MEMORY: Table = {"flash": "bytes", "ram": "bytes"}
+_MEMORY: Table = {"flash": "bytes", "flash_at": "address", "ram": "bytes", "ram_at": "address"}
 _TOOLCHAIN: Table = {"cc": "text", "cflags": "texts", "ldflags": "texts"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of flash and RAM a device has; None where there is no fixed limit."""
+    """Bytes of flash and RAM a device has, None where there is no fixed limit; the addresses at which they begin."""
 
     flash: int | None = None
     ram: int | None = None
+    flash_at: int | None = None
+    ram_at: int | None = None
 
     def __post_init__(self) -> None:
         for name, size in (("flash", self.flash), ("ram", self.ram)):
             if size is not None and size <= 0:
                 raise InputError(f"memory: {name} must be more than zero bytes")
+        for name, address in (("flash_at", self.flash_at), ("ram_at", self.ram_at)):
+            if address is not None and not 0 <= address < 2**32:
+                raise InputError(f"memory: {name} must be an address of 32 bits, such as 0x20000000")
 
 
 @dataclass(frozen=True)
@@ -214,8 +240,8 @@ def plain_tvm(options: Options) -> dict[str, Plain]:
 
 def plain_memory(memory: Memory) -> dict[str, Plain]:
     """Return the plain data that `parse_memory` reads."""
-    sizes = {"flash": memory.flash, "ram": memory.ram}
-    return {name: units.render(size, "bytes") for name, size in sizes.items() if size is not None}
+    every = {name: getattr(memory, name) for name in _MEMORY}
+    return fields.write(tuple((name, value) for name, value in every.items() if value is not None), _MEMORY)
 
 
 def plain_toolchain(toolchain: Toolchain) -> dict[str, Plain]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,12 @@ def find(name_or_path: str, directories: Iterable[Path]) -> Path:
 def load_target(name_or_path: str) -> Target:
     """Return the target of this name or in this file; InputError (`file:line: ...`) when it is wrong or missing."""
     return load_target_file(find(name_or_path, search_directories()), search_directories())
+
+
+def in_portable_c(given: Target) -> Target:
+    """Return the target with C99 for any compiler in place of machine code: one thread, no vectors, not tuned."""
+    kept = tuple((key, value) for key, value in given.tvm_options if key in ("mcpu", "mtriple"))
+    return replace(given, tvm_options=(("kind", "c"), *kept), explicit_vector_bits=32, threads=1, trials=0)
 
 
 def load_target_file(path: Path, directories: Iterable[Path]) -> Target:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from deploy.errors import InputError
 
-Kind = Literal["bytes", "time", "energy", "power", "frequency", "percent"]
+Kind = Literal["bytes", "time", "energy", "power", "frequency", "percent", "instructions"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # The first spelling of a size is the one `render` uses; ASCII "us" and both code points of the micro sign are read.
@@ -25,6 +25,7 @@ _UNITS: dict[Kind, dict[str, str]] = {
     "power": {"uW": "1e-6", "µW": "1e-6", "μW": "1e-6", "mW": "1e-3", "W": "1"},
     "frequency": {"Hz": "1", "kHz": "1e3", "MHz": "1e6", "GHz": "1e9"},
     "percent": {"%": "0.01"},
+    "instructions": {"": "1", "k": "1e3", "M": "1e6", "G": "1e9"},
 }
 _RENDERED: dict[Kind, tuple[str, ...]] = {
     "bytes": ("GiB", "MiB", "KiB", "B"),
@@ -33,6 +34,7 @@ _RENDERED: dict[Kind, tuple[str, ...]] = {
     "power": ("W", "mW", "uW"),
     "frequency": ("GHz", "MHz", "kHz", "Hz"),
     "percent": ("%",),
+    "instructions": ("G", "M", "k", ""),
 }
 EXAMPLES: dict[Kind, str] = {
     "bytes": "128 KiB",
@@ -41,6 +43,7 @@ EXAMPLES: dict[Kind, str] = {
     "power": "120 mW",
     "frequency": "216 MHz",
     "percent": "1 %",
+    "instructions": "15 M",
 }
 # Bounded digits and exponent: a hostile "1e999999999" must not cost time or overflow.
 _QUANTITY = re.compile(r"([+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,2})?)\s*(\S*)", re.ASCII)
@@ -58,7 +61,7 @@ def parse(text: object, kind: Kind) -> float:
     if match is None:
         raise InputError(f'{_quoted(text)} is not a quantity; write a number and a unit, such as "{EXAMPLES[kind]}"')
     number, unit = match.groups()
-    if not unit:
+    if unit not in units and not unit:
         raise InputError(f'{_quoted(text)} has no unit; write for example "{EXAMPLES[kind]}" (units: {_listed(kind)})')
     if unit not in units:
         hint = did_you_mean(unit, units)
@@ -85,12 +88,12 @@ def render(value: float, kind: Kind, digits: int | None = None) -> str:
         if digits is not None:
             scaled = Decimal(f"{scaled:.{digits}g}")
         if abs(scaled) >= 1 and (digits is not None or _is_short(scaled, kind, unit)):
-            return f"{_plain(scaled)} {unit}"
+            return f"{_plain(scaled)} {unit}".rstrip()
     smallest = _RENDERED[kind][-1] if exact else _zero_unit(kind)
     scaled = exact / Decimal(_UNITS[kind][smallest])
     if digits is not None:
         scaled = Decimal(f"{scaled:.{digits}g}")
-    return f"{_plain(scaled)} {smallest}"
+    return f"{_plain(scaled)} {smallest}".rstrip()
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -126,7 +129,7 @@ def _number_text(value: object) -> str:
 
 
 def _listed(kind: Kind) -> str:
-    return ", ".join(unit for unit in _UNITS[kind] if not unit.startswith("μ"))
+    return ", ".join(unit for unit in _UNITS[kind] if unit and not unit.startswith("μ"))
 
 
 def _short(text: str) -> str:

@@ -168,8 +168,8 @@ def test_yaml_forms() -> None:
         ),
         (
             "latncy: 1 s",
-            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, energy, flash, latency, power, '
-            'ram, size, weights; did you mean "latency"?',
+            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, energy, flash, instructions, '
+            'latency, power, ram, size, weights; did you mean "latency"?',
         ),
         ("size: 1 B\nflash: 1 B", "t.yaml:2: budgets limits flash twice (size and flash are the same); keep one"),
         ("energy: {accept: estimated}", "t.yaml:1: the budget of energy has no limit; write for example {max: 10 mJ}"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deploy.budget import QUANTITIES, Budget, Limit, Verdict
 from deploy.power import EnergyReading
-from deploy.report import Accuracy, Latency, ModelFacts, Report, Sizes, TargetFacts, judged, readings
+from deploy.report import Accuracy, Firmware, Latency, Layer, ModelFacts, Report, Sizes, TargetFacts, judged, readings
 
 BARE = Report(
     created="2026-01-31T12:00:00Z", versions={}, artifact="a", target=TargetFacts("t", "f"),
@@ -23,6 +23,7 @@ FULL = replace(
     energy=EnergyReading(0.5, 0.1, "estimated", "declared"),
     accuracy=Accuracy(reference=0.9, device=0.85, samples=100),
 )
+FIRMWARE = Firmware(1000, 200, 30, 4, 500, 60, 7, (100, 105), (Layer("conv", 90),), "emulated")
 
 
 def by_name(report):
@@ -31,7 +32,7 @@ def by_name(report):
 
 def test_every_quantity_has_a_reading():
     found = by_name(FULL)
-    assert {quantity for quantity, _ in found} == set(QUANTITIES)
+    assert {quantity for quantity, _ in found} == set(QUANTITIES) - {"instructions"}
     assert found["arena", None] == (1000, "measured")
     assert found["weights", None] == (2000, "measured")
     assert found["flash", None] == (3000, "measured")
@@ -40,6 +41,25 @@ def test_every_quantity_has_a_reading():
     assert found["power", None] == (3.0, "measured")
     assert found["energy", None] == (0.5, "estimated")
     assert found["accuracy_drop", None] == (pytest.approx(0.05), "measured")
+
+
+def test_a_microcontroller_s_memory_and_instructions():
+    found = by_name(replace(FULL, sizes=replace(FULL.sizes, peak_rss_bytes=None), firmware=FIRMWARE))
+    assert found["flash", None] == (1000 + 200 + 30 + 4, "measured")
+    assert found["ram", None] == (500 + 60 + 7, "emulated")
+    assert found["instructions", None] == (105, "emulated")
+    unknown = replace(FIRMWARE, stack_bytes=None, instructions=())
+    found = by_name(replace(BARE, sizes=Sizes(1, 2, 3), firmware=unknown))
+    assert not {quantity for quantity, _ in found} & {"ram", "instructions"}
+
+
+def test_an_estimated_latency_is_not_noisy():
+    """It is computed: a few samples decide, and no interval lies around them."""
+    latency = Latency.of([1e-3, 1e-3, 5e-3], "estimated", "a clock")
+    assert (latency.noisy, latency.reason, latency.basis) == (False, "", "a clock")
+    limits = (Limit("latency", "p90", 6e-3, "estimated"), Limit("latency", "p99", 4e-3, "estimated"))
+    checks = judged(replace(BARE, latency=latency), Budget(limits)).checks
+    assert [check.verdict for check in checks] == [Verdict.PASS, Verdict.MISS]
 
 
 def test_what_was_not_measured_has_no_reading():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import onnx_models, tflite_models, torch_models
+from models import tflite_quantized as q
 
 from deploy.errors import InputError
 from deploy.model import SourceModel, from_object, load
@@ -109,6 +111,61 @@ def test_inputs_are_checked() -> None:
 def test_a_framework_that_refuses_is_quoted() -> None:
     with pytest.raises(InputError, match="ONNX Runtime cannot load model 'odd': "):
         Reference(from_object(onnx_models.unsupported(), "odd"))
+
+
+# --- the other rounding of TFLite
+
+
+def test_double_rounding_is_tflite_micro_s(tmp_path: Path) -> None:
+    pytest.importorskip("tflite_micro", reason="TFLite Micro is not installed")
+    net = q.Net(0)
+    x = net.input(1, 7, 7, 5)
+    net.transpose_conv(net.conv(x, 6, 3), 4, 3, 2, padding=1)
+    source = tflite(tmp_path, net.pack())
+    single, double = Reference(source), Reference(source, "double")
+    assert (single.name.split()[0], double.name.split()[:2]) == ("LiteRT", ["TFLite", "Micro"])
+    for seed in range(3):  # each run starts afresh, and gives arrays of its own
+        inputs = net.data(seed)
+        outputs, again = double.run(inputs), double.run(inputs)
+        for spec, expected, one, other in zip(source.outputs, single.run(inputs), outputs, again, strict=True):
+            assert (one.shape, one.dtype.name) == (spec.shape, spec.dtype)
+            assert np.abs(one.astype(int) - expected).max() <= 1
+            np.testing.assert_array_equal(one, other)
+            assert not np.shares_memory(one, other)
+
+
+def test_double_rounding_reaches_intermediate_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("tflite_micro", reason="TFLite Micro is not installed")
+    net = q.Net(0)
+    net.dense(net.dense(net.input(4, 33), 17), 5)
+    net.outputs = net.outputs[-1:]
+    source = tflite(tmp_path, net.pack())
+    exposed = expose_intermediates(source)
+    before, after = (Reference(one, "double").run(net.data(1)) for one in (source, exposed))
+    np.testing.assert_array_equal(before[0], after[0])
+    assert [value.shape for value in after] == [(4, 5), (4, 17)]
+
+
+def test_the_rounding_is_of_quantized_tflite_models_only(tmp_path: Path) -> None:
+    for source, name in ((tflite(tmp_path, tflite_models.conv_net()), "LiteRT"),
+                         (from_object(onnx_models.quantized(), "net"), "ONNX Runtime")):  # fmt: skip
+        assert Reference(source, "double").name.startswith(name)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tflite(tmp_path, tflite_models.int8_dense())
+    monkeypatch.setitem(sys.modules, "tflite_micro", None)  # how Python itself notes that a module is not there
+    with pytest.raises(InputError, match=r"'net'.* TFLite Micro.* pip install tflite-micro .*: single"):
+        Reference(source, "double")
+    assert Reference(source).run([np.zeros((1, 4), np.int8)])
+
+
+def test_what_tflite_micro_does_not_have_is_quoted(tmp_path: Path) -> None:
+    pytest.importorskip("tflite_micro", reason="TFLite Micro is not installed")
+    net = q.Net(0)
+    net.unary(tflite_models.Builtin.RELU_N1_TO_1, net.input(2, 3))
+    with pytest.raises(InputError, match="TFLite Micro cannot load model 'net': "):
+        Reference(tflite(tmp_path, net.pack()), "double")
 
 
 # --- intermediate tensors

@@ -13,6 +13,7 @@ from deploy.budget import QUANTITIES, STATISTICS, Budget, Check, Limit, Reading,
 from deploy.errors import InputError
 from deploy.power import EnergyReading, Sample
 from deploy.report import (
+    FloatForm,
     Latency,
     ModelFacts,
     Overall,
@@ -118,6 +119,7 @@ def failing():
         power=EnergyReading(None, 0.5, "measured", "no meter", reason="no RAPL; no active power is declared"),
         energy=EnergyReading(0.00012, 0.001, "estimated", "declared active power 120 mW"),
         checks=check(limits, readings),
+        float_form=FloatForm(Latency.of((0.9e-3,) * 50, "measured"), 12, 3),
     )
 
 
@@ -211,6 +213,33 @@ def test_a_reason_that_power_and_energy_share_is_told_once():
     assert text.count(why) == 1
     assert "not measured, as the power" in text
     assert render_text(replace(estimated, power=None)).count(why) == 1
+
+
+def in_float(*samples_s):
+    """A quantized model of 1.21 ms, and how long its float form takes."""
+    return replace(passing(), float_form=FloatForm(Latency.of(samples_s, "emulated"), 9, 2))
+
+
+def test_integers_that_are_not_faster_are_warned_of_and_change_no_verdict():
+    slow, fast = in_float(0.6e-3), in_float(2.42e-3)
+    warning = "integers are not faster than this model's float form: median 1.21 ms against 600 us"
+    assert (slow.warnings, fast.warnings, passing().warnings) == ((warning,), (), ())
+    assert f"WARNING: {warning}\n" in render_text(slow)
+    assert f"> **Warning:** {warning}\n" in render_markdown(slow).replace("\\", "")
+    assert json.loads(render_json(slow))["warnings"] == [warning]
+    for shown in (render_text(fast), render_text(passing())):
+        assert "WARNING" not in shown
+    shown = "median 2.42 ms (1 sample, emulated, noisy, 2 of 9 kernels tuned); integers are 2 times as fast"
+    assert f"In float {shown}" in " ".join(render_text(fast, width=200).split())
+    assert (slow.verdict, slow.exit_code) == (Overall.PASS, 0)
+
+
+def test_speed_that_is_not_known_is_no_warning():
+    unknown = replace(passing(), float_form=FloatForm(None, 0, 0, "it does not fit into 64 KiB"))
+    assert (unknown.speedup, unknown.warnings) == (None, ())
+    assert "not measured: it does not fit into 64 KiB" in render_text(unknown)
+    assert replace(in_float(1e-3), latency=None).speedup is None
+    assert replace(in_float(1e-3), latency=Latency.of((0.0,), "measured")).speedup is None
 
 
 # --- Markdown ---
@@ -321,6 +350,11 @@ reports = st.builds(
     macs=st.none() | st.integers(0, 2**60),
     verification=st.none() | verifications,
     latency=st.none() | st.builds(Latency.of, st.lists(finite, min_size=1, max_size=9), hows),
+    float_form=st.none()
+    | st.builds(
+        lambda found, how: FloatForm(Latency.of(found, how), 2, 1), st.lists(finite, min_size=1, max_size=3), hows
+    )
+    | st.builds(lambda reason: FloatForm(None, 0, 0, reason), st.text(min_size=1, max_size=9)),
     power=st.none() | readings,
     energy=st.none() | readings,
     checks=st.lists(checks(), max_size=5).map(tuple),
@@ -433,6 +467,9 @@ def test_the_worst_verdict_counts(verdicts, overall):
         lambda: replace(passing(), schema_version=2),
         lambda: replace(passing(), created="2026-13-01T00:00:00Z"),
         lambda: replace(passing().latency, p99_s=math.inf),
+        lambda: FloatForm(passing().latency, 1, 2),
+        lambda: FloatForm(None, 1, 1),
+        lambda: FloatForm(passing().latency, 1, 1, "but why"),
     ],
 )
 def test_impossible_facts_cannot_be_made(make):

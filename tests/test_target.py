@@ -67,7 +67,7 @@ def test_defaults_are_a_library_for_this_machine() -> None:
         1,
     )
     assert read.architecture == host.architecture()
-    assert read.budget == Budget()
+    assert (read.budget, read.rounding) == (Budget(), "single")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_defaults_are_a_library_for_this_machine() -> None:
         (
             "memroy: {ram: 1 KiB}",
             'f.yaml:4: unknown key "memroy" in a target; allowed: artifact, budgets, clock, description, device, '
-            "extends, memory, name, power, threads, toolchain, tuning, tvm, vector_bits, verify; "
+            "extends, memory, name, power, rounding, threads, toolchain, tuning, tvm, vector_bits, verify; "
             'did you mean "memory"?',
         ),
         (
@@ -90,11 +90,16 @@ def test_defaults_are_a_library_for_this_machine() -> None:
             'did you mean "kB"?',
         ),
         ("memory: {ram: 0 B}", "f.yaml:4: memory: ram must be more than zero bytes"),
+        (
+            "memory: {ram: 1 KiB, ram_at: 536870912}",
+            'f.yaml:4: ram_at of memory must be an address of 32 bits, such as 0x20000000, not 536870912',
+        ),
         ("memory: 4 KiB", 'f.yaml:4: memory must be a mapping (key: value), not "4 KiB"'),
         ("clock: fast", 'f.yaml:4: clock: "fast" is not a quantity; write a number and a unit, such as "216 MHz"'),
         ("clock:", 'f.yaml:4: clock must be a quantity such as "216 MHz", not nothing'),
         ("clock: 0 Hz", 'f.yaml:4: clock must be more than zero, not "0 Hz"'),
         ("threads: 0", "f.yaml:4: threads must be a whole number from 1 to 1024, not 0"),
+        ("rounding: triple", 'f.yaml:4: rounding must be one of single, double, not "triple"'),
         ("threads: true", "f.yaml:4: threads must be a whole number from 1 to 1024, not true"),
         (
             "device: {kind: serail}",
@@ -157,9 +162,9 @@ def test_what_is_wrong_is_named_with_its_place(lines: str, message: str) -> None
         ),
         (MINIMAL.replace("llvm", "cuda"), 'f.yaml:3: kind of tvm must be one of llvm, c, not "cuda"'),
         (
-            MINIMAL.replace("llvm", "c, mtriple: x"),
-            'f.yaml:3: unknown key "mtriple" in tvm of kind c; allowed: constants-byte-alignment, device, keys, kind, '
-            "libs, march, mcpu, model, workspace-byte-alignment",
+            MINIMAL.replace("llvm", "c, mabi: x"),
+            'f.yaml:3: unknown key "mabi" in tvm of kind c; allowed: constants-byte-alignment, device, keys, kind, '
+            "libs, march, mcpu, model, mtriple, workspace-byte-alignment",
         ),
         (MINIMAL.replace("llvm", "llvm, mattr: [avx2]"), 'f.yaml:3: mattr of tvm: "avx2" must start with + or -'),
         (MINIMAL.replace("llvm", "c, mcpu: detect"), "f.yaml:3: mcpu: detect needs kind: llvm; name the CPU"),
@@ -226,12 +231,16 @@ def targets(draw: st.DrawFn) -> Target:
         tvm_options=draw(tvm_options()),
         explicit_vector_bits=draw(st.sampled_from([None, 32, 256])),
         clock=draw(st.none() | st.floats(1, 1e10)),
-        memory=Memory(*draw(st.tuples(*[st.none() | st.integers(1, 2**40)] * 2))),
+        memory=Memory(
+            *draw(st.tuples(*[st.none() | st.integers(1, 2**40)] * 2)),
+            *draw(st.tuples(*[st.none() | st.integers(0, 2**32 - 1)] * 2)),
+        ),
         toolchain=Toolchain(draw(words()), *draw(st.tuples(*[st.lists(words(), max_size=3).map(tuple)] * 2))),
         artifact=artifact,
         device=DeviceSpec(kind, draw(options(target_parts.DEVICES[kind]))),
         power=draw(powers()),
-        threads=draw(st.integers(1, 64)),
+        threads=1 if artifact == "firmware" else draw(st.integers(1, 64)),
+        rounding=draw(st.sampled_from(target.ROUNDINGS)),
         budget=Budget(tuple(draw(st.sets(st.sampled_from(limits))))),
         trials=draw(st.integers(0, 10_000)),
         tolerances=tuple(draw(st.dictionaries(st.sampled_from(target.DTYPES), st.floats(0, 1e6), max_size=3)).items()),
@@ -252,6 +261,8 @@ def test_target_validates_itself() -> None:
         {"artifact": "zip"},
         {"device": DeviceSpec("local")},
         {"threads": 0},
+        {"threads": 2, "artifact": "firmware"},
+        {"rounding": "up"},
         {"trials": -1},
         {"clock": 0.0},
         {"explicit_vector_bits": 7},
@@ -270,9 +281,8 @@ def made(tvm: str, extra: str = "") -> Target:
 
 def test_fingerprint_follows_what_decides_the_code() -> None:
     base = made("{kind: llvm, mcpu: x86-64-v3}")
-    assert (
-        base.fingerprint() == made("{mcpu: x86-64-v3, kind: llvm}", "clock: 1 GHz\nbudgets: {ram: 1 KiB}").fingerprint()
-    )
+    same = "clock: 1 GHz\nrounding: double\nbudgets: {ram: 1 KiB}"
+    assert base.fingerprint() == made("{mcpu: x86-64-v3, kind: llvm}", same).fingerprint()
     others = [
         made("{kind: llvm, mcpu: x86-64-v4}"),
         made("{kind: llvm, mcpu: x86-64-v3, mattr: [+avx512f]}"),

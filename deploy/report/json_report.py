@@ -13,10 +13,15 @@ from typing import Any
 from deploy.errors import InputError
 from deploy.power import EnergyReading
 from deploy.report.codec import from_plain, to_plain
+from deploy.report.firmware import Firmware
 from deploy.report.model import SCHEMA_VERSION, Report
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-_DERIVED: dict[type, tuple[str, ...]] = {Report: ("verdict", "exit_code"), EnergyReading: ("complete", "watts")}
+_DERIVED: dict[type, tuple[str, ...]] = {
+    Report: ("verdict", "exit_code", "speedup", "warnings"),
+    EnergyReading: ("complete", "watts"),
+    Firmware: ("flash_bytes", "ram_bytes"),
+}
 _BROKEN_NUMBERS = re.compile(r"\[\n\s*([-+.\deE,\s]*?)\n\s*\]")
 
 

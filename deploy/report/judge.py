@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deploy.budget import Budget, Reading, check, latency_readings
+from deploy.report.firmware import Firmware
 from deploy.report.model import Report
 from deploy.statistics import summarize
 
@@ -16,10 +17,13 @@ def readings(report: Report) -> tuple[Reading, ...]:
         found += latency_readings(summarize(report.latency.samples_s), report.latency.how)
     if report.sizes is not None:
         sizes = report.sizes
-        exact = {"arena": sizes.arena_bytes, "weights": sizes.weights_bytes, "flash": sizes.library_bytes}
+        flash = sizes.library_bytes if report.firmware is None else report.firmware.flash_bytes
+        exact = {"arena": sizes.arena_bytes, "weights": sizes.weights_bytes, "flash": flash}
         found += [Reading(quantity, None, size, "measured") for quantity, size in exact.items()]
         if sizes.peak_rss_bytes is not None:
             found.append(Reading("ram", None, sizes.peak_rss_bytes, "measured"))
+    if report.firmware is not None:
+        found += _of_firmware(report.firmware)
     if report.power is not None and report.power.watts is not None:
         found.append(Reading("power", None, report.power.watts, report.power.how))
     if report.energy is not None and report.energy.joules is not None:
@@ -28,6 +32,16 @@ def readings(report: Report) -> tuple[Reading, ...]:
         drop = max(0.0, report.accuracy.reference - report.accuracy.device)
         found.append(Reading("accuracy_drop", None, drop, "measured"))
     return tuple(found)
+
+
+def _of_firmware(firmware: Firmware) -> list[Reading]:
+    """RAM with its stack, and the instructions of the sample that takes most."""
+    found = []
+    if firmware.ram_bytes is not None:
+        found.append(Reading("ram", None, firmware.ram_bytes, firmware.how))
+    if firmware.instructions:
+        found.append(Reading("instructions", None, max(firmware.instructions), firmware.how))
+    return found
 
 
 def judged(report: Report, budget: Budget) -> Report:

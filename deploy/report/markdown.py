@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from deploy.report.model import Report
-from deploy.report.words import facts, reasons, rows, tensor_rows, visible
+from deploy.report.words import facts, reasons, rows, tensor_rows, visible, warnings
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
@@ -15,7 +15,8 @@ def render_markdown(report: Report) -> str:
     """Return the report as GitHub-flavoured Markdown, ending in a newline."""
     title = f"# {_escaped(report.model.name)} on {_escaped(report.target.name)}: {report.verdict.value}"
     found = [(f"**{label}**", _escaped(text)) for label, text in (*facts(report), ("Artifact", report.artifact))]
-    parts = [title, _budgets(report), _table(("", ""), found)]
+    notes = "\n".join(f"> **Warning:** {_escaped(sentence)}" for sentence in warnings(report))
+    parts = [title, notes, _budgets(report), _table(("", ""), found)]
     if report.verification is not None and report.verification.tensors:
         header = ("Tensor", "Type", "Differing", "Largest abs", "Largest rel")
         lines = [tuple(map(_escaped, row)) for row in tensor_rows(report.verification)]

@@ -11,7 +11,9 @@ from enum import Enum
 
 from deploy.budget import HOW, Check, Verdict
 from deploy.power import EnergyReading
+from deploy.report.firmware import Firmware
 from deploy.statistics import summarize
+from deploy.units import render
 
 SCHEMA_VERSION = 1
 
@@ -138,7 +140,7 @@ class Accuracy:
 class Latency:
     """Time of one inference in seconds: every sample in the order taken, and what follows from them.
 
-    how: measured, emulated or estimated; reason: why the samples are noisy, or empty.
+    how: measured, emulated or estimated; reason: why the samples are noisy, or empty. basis: what an estimate rests on.
     """
 
     samples_s: tuple[float, ...]
@@ -148,6 +150,7 @@ class Latency:
     noisy: bool
     how: str
     reason: str = ""
+    basis: str = ""
 
     def __post_init__(self) -> None:
         if self.how not in HOW:
@@ -157,10 +160,31 @@ class Latency:
                 raise ValueError(f"a latency of {value!r} s; it must be finite and 0 s or more")
 
     @classmethod
-    def of(cls, samples_s: Sequence[float], how: str) -> Latency:
-        """Return the latency that samples in seconds show. Raises InputError if there are none."""
+    def of(cls, samples_s: Sequence[float], how: str, basis: str = "") -> Latency:
+        """Return the latency that samples in seconds show; an estimate has no noise. InputError if there are none."""
         found = summarize(samples_s)
-        return cls(tuple(samples_s), found.median, found.p90, found.p99, found.noisy, how, found.reason)
+        noisy, reason = (False, "") if how == "estimated" else (found.noisy, found.reason)
+        return cls(tuple(samples_s), found.median, found.p90, found.p99, noisy, how, reason, basis)
+
+
+@dataclass(frozen=True)
+class FloatForm:
+    """The same quantized model computing in float32, on the same device in the same run, to compare with.
+
+    kernels, tuned: of this form. reason: why it has no latency, else empty.
+    """
+
+    latency: Latency | None
+    kernels: int
+    tuned: int
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        if self.tuned > self.kernels:
+            raise ValueError(f"{self.tuned} of {self.kernels} kernels are tuned; it cannot be more than all")
+        if (self.latency is None) != bool(self.reason):
+            raise ValueError("a float form has a latency, or a reason why not")
 
 
 @dataclass(frozen=True)
@@ -169,7 +193,8 @@ class Report:
 
     created: UTC, as 2026-01-31T12:00:00Z. versions: of this tool and those it used. operators: how many of each kind.
     macs: multiply-accumulates of one inference. power: the whole measured run, with the meter's raw samples;
-    energy: one inference (it has no samples of its own).
+    energy: one inference (it has no samples of its own). float_form: of a quantized model. firmware: on a
+    microcontroller.
     """
 
     created: str
@@ -188,6 +213,8 @@ class Report:
     energy: EnergyReading | None
     checks: tuple[Check, ...]
     accuracy: Accuracy | None = None
+    float_form: FloatForm | None = None
+    firmware: Firmware | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -217,12 +244,32 @@ class Report:
         return Overall.PASS
 
     @property
+    def speedup(self) -> float | None:
+        """How many times as fast as its float form a quantized model is, by medians; None where that is not known."""
+        other = self.float_form.latency if self.float_form is not None else None
+        if other is None or self.latency is None or not self.latency.median_s:
+            return None
+        ratio = other.median_s / self.latency.median_s
+        return ratio if math.isfinite(ratio) else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what should not be as it is, although no budget forbids it."""
+        form, speedup = self.float_form, self.speedup
+        if form is None or form.latency is None or self.latency is None or speedup is None or speedup >= 1:
+            return ()
+        integers, floats = (render(latency.median_s, "time", 3) for latency in (self.latency, form.latency))
+        return (f"integers are not faster than this model's float form: median {integers} against {floats}",)
+
+    @property
     def exit_code(self) -> int:
         """0 if every budget is met and the output verified, else 1."""
         return 0 if self.verdict is Overall.PASS else 1
 
 
-def _check_counts(facts: Sizes | TuningFacts | TensorDifference | Verification | Accuracy | Report) -> None:
+def _check_counts(
+    facts: Sizes | TuningFacts | TensorDifference | Verification | Accuracy | FloatForm | Report,
+) -> None:
     for field in fields(facts):
         value = getattr(facts, field.name)
         if isinstance(value, int) and value < 0:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report.model import Overall, Report
-from deploy.report.words import facts, reasons, rows, tensor_rows, visible
+from deploy.report.words import facts, reasons, rows, tensor_rows, visible, warnings
 
 _STYLES = {
     "PASS": "bold green",
@@ -48,6 +48,8 @@ def render_text(report: Report, width: int = 100, color: bool = False, encoding:
         console.print(_budget_table(report, unicode))
         for reason in reasons(report):
             console.print(Padding(Text(reason), (0, 0, 0, 2)))
+    for sentence in warnings(report):
+        console.print(Text("WARNING", style="bold yellow") + Text(f": {sentence}"))
     console.print(Text(f"\n{report.verdict.value}", style=_STYLES[report.verdict.value]) + Text(_closing(report)))
     console.print(Text("Artifact: ") + Text(visible(report.artifact)), soft_wrap=True)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"

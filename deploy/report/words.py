@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from deploy.budget import QUANTITIES, Check, Verdict
 from deploy.power import EnergyReading
+from deploy.report.firmware import Firmware
 from deploy.report.model import Accuracy, Report, Verification
 from deploy.units import render
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+_CALLS_SHOWN, _NAME_SHOWN = 3, 24
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Work", _work(report.macs, report.operators)),
         ("Tuning", _tuning(report)),
         ("Sizes", _sizes(report)),
+        ("Flash", "" if report.firmware is None else _flash(report.firmware)),
+        ("RAM", "" if report.firmware is None else _ram(report.firmware)),
         ("Output", "not verified" if report.verification is None else _verification(report.verification)),
         ("Accuracy", "" if report.accuracy is None else _accuracy(report.accuracy)),
+        ("Instructions", "" if report.firmware is None else _instructions(report.firmware)),
         ("Latency", _latency(report)),
+        ("In float", _float_form(report)),
         ("Power", "" if report.power is None else _power(report.power)),
         ("Energy", "" if report.energy is None else _energy(report.energy, report.power)),
     ]
@@ -52,6 +59,11 @@ def rows(report: Report) -> list[Row]:
 def reasons(report: Report) -> list[str]:
     """Return a sentence for each budget that is not met."""
     return [visible(_reason(check)) for check in report.checks if check.verdict is not Verdict.PASS]
+
+
+def warnings(report: Report) -> list[str]:
+    """Return the report's warnings, safe to show."""
+    return [visible(sentence) for sentence in report.warnings]
 
 
 def tensor_rows(verification: Verification) -> list[tuple[str, str, str, str, str]]:
@@ -113,7 +125,7 @@ def _tuning(report: Report) -> str:
 
 def _sizes(report: Report) -> str:
     sizes = report.sizes
-    if sizes is None:
+    if sizes is None or report.firmware is not None:
         return ""
     named = (
         ("arena", sizes.arena_bytes),
@@ -122,6 +134,45 @@ def _sizes(report: Report) -> str:
         ("peak RSS", sizes.peak_rss_bytes),
     )
     return ", ".join(f"{name} {render(size, 'bytes', 3)}" for name, size in named if size is not None)
+
+
+def _flash(firmware: Firmware) -> str:
+    parts = {
+        "weights": firmware.weights_bytes,
+        "code": firmware.code_bytes,
+        "glue": firmware.glue_bytes,
+        "toolchain's functions": firmware.libraries_bytes,
+    }
+    return f"{render(firmware.flash_bytes, 'bytes', 3)}: {_listed(parts)}"
+
+
+def _ram(firmware: Firmware) -> str:
+    parts = {"arena": firmware.arena_bytes, "inputs and outputs": firmware.io_bytes}
+    if firmware.ram_bytes is None or firmware.stack_bytes is None:
+        return f"{_listed(parts)}, and a stack that was not measured"
+    total = render(firmware.ram_bytes, "bytes", 3)
+    return f"{total}: {_listed(parts | {'stack': firmware.stack_bytes})} ({firmware.how})"
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {render(size, 'bytes', 3)}" for name, size in parts.items())
+
+
+def _instructions(firmware: Firmware) -> str:
+    """Return the instructions of an inference, and the calls of kernels that take most of them."""
+    counts = firmware.instructions
+    if not counts:
+        return ""
+    spread = f"{min(counts):,} to {max(counts):,}" if min(counts) != max(counts) else f"{counts[0]:,}"
+    text = f"{spread} an inference ({_count(len(counts), 'sample')}, {firmware.how})"
+    calls = sorted(enumerate(firmware.layers), key=lambda call: -call[1].instructions)[:_CALLS_SHOWN]
+    most = [f"{layer.instructions / max(1, counts[0]):.0%} call {n} {_short(layer.kernel)}" for n, layer in calls]
+    return f"{text}; most: {', '.join(most)}" if most else text
+
+
+def _short(name: str) -> str:
+    """The beginning of a kernel's name, which lists everything that was fused into it."""
+    return name if len(name) <= _NAME_SHOWN else name[: _NAME_SHOWN - 1] + "…"
 
 
 def _accuracy(accuracy: Accuracy) -> str:
@@ -154,7 +205,22 @@ def _latency(report: Report) -> str:
     named = (("median", latency.median_s), ("p90", latency.p90_s), ("p99", latency.p99_s))
     times = ", ".join(f"{name} {render(value, 'time', 3)}" for name, value in named)
     noise = f"; noisy: {latency.reason}" if latency.noisy else ""
-    return f"{times} ({_count(len(latency.samples_s), 'sample')}, {latency.how}{noise})"
+    basis = f": {latency.basis}" if latency.basis else ""
+    return f"{times} ({_count(len(latency.samples_s), 'sample')}, {latency.how}{basis}{noise})"
+
+
+def _float_form(report: Report) -> str:
+    """Return the latency of a quantized model's float form, and what integers gain over it."""
+    form = report.float_form
+    if form is None:
+        return ""
+    if form.latency is None:
+        return f"not measured: {form.reason}"
+    gain = "" if report.speedup is None else f"; integers are {report.speedup:.3g} times as fast"
+    tuned = f"{form.tuned} of {_count(form.kernels, 'kernel')} tuned"
+    noise = ", noisy" if form.latency.noisy else ""
+    samples = _count(len(form.latency.samples_s), "sample")
+    return f"median {render(form.latency.median_s, 'time', 3)} ({samples}, {form.latency.how}{noise}, {tuned}){gain}"
 
 
 def _power(reading: EnergyReading) -> str:
