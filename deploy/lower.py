@@ -14,8 +14,10 @@ from deploy.errors import DeployError, ToolError
 from deploy.graph import Graph
 from deploy.graph_from_relax import to_graph
 from deploy.kernels.legalize import legalizations
-from deploy.kernels.legalize_quantized import quantized_kernels
+from deploy.kernels.legalize_quantized import cheaper_products, quantized_kernels
 from deploy.kernels.machine import Machine
+from deploy.kernels.micro.legalize import micro_kernels
+from deploy.kernels.micro.legalize_scaling import scaled_in_32_bits
 from deploy.kernels.schedule import prepared
 from deploy.model_spec import one_line
 from deploy.relax_fold import fold_affine, fold_constants
@@ -30,6 +32,7 @@ from deploy.relax_rewrite import (
     rewrite_topk,
     sink_reshapes,
 )
+from deploy.relax_transposes import raise_transposes
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class LoweredModel:
     name: str
     graph: Graph
     kernels: dict[str, tirx.PrimFunc]
-    operators: dict[str, int]
     macs: int
 
 
@@ -62,6 +64,7 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
         convert_layout(),
         relax.transform.Normalize(),
         relax.transform.CanonicalizeBindings(),
+        raise_transposes(),
         fold_constants(),
         relax.transform.FoldConstant(),
         rewrite_reshapes(),
@@ -74,7 +77,9 @@ def _simplify() -> list[tvm.ir.transform.Pass]:
 def _to_kernels(machine: Machine) -> list[tvm.ir.transform.Pass]:
     """Every operator a PrimFunc, element-wise ones fused into what they follow."""
     return [
-        quantized_kernels(machine),
+        micro_kernels(machine) if machine.micro else quantized_kernels(machine),
+        scaled_in_32_bits(),
+        *(() if machine.micro else (cheaper_products(),)),
         relax.transform.DeadCodeElimination(["main"]),
         relax.transform.LegalizeOps(legalizations(machine)),
         relax.transform.AnnotateTIROpPattern(),
@@ -125,4 +130,4 @@ def lower(model: RelaxModel, target: tvm.target.Target, machine: Machine) -> Low
     graph = to_graph(mod, model)
     used = {call.kernel for call in graph.calls}
     kernels = {gv.name_hint: prepared(f) for gv, f in mod.functions.items() if gv.name_hint in used}
-    return LoweredModel(model.name, graph, kernels, *operators.count(model.mod))
+    return LoweredModel(model.name, graph, kernels, operators.count(model.mod)[1])

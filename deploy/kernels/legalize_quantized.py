@@ -6,6 +6,7 @@ A kernel takes the stored activation instead and corrects its sums by what the z
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +41,19 @@ class Stored:
         return str(self.tensor.ty.dtype)
 
 
+def stored_operand(value_of: Callable[[relax.Expr], Any], operand: relax.Expr) -> Stored | None:
+    """The 8-bit tensor that an int16 operand is made from, and the zero point that was subtracted."""
+    value, zero_point = value_of(operand), 0
+    if op_name(value) == "relax.subtract":
+        constant = array_of(value.args[1])
+        if constant is None or constant.size != 1:
+            return None
+        zero_point, value = int(constant.reshape(-1)[0]), value_of(value.args[0])
+    if op_name(value) != "relax.astype" or str(value.args[0].ty.dtype) not in ("int8", "uint8"):
+        return None
+    return Stored(value.args[0], zero_point)
+
+
 def dot_weights(taps: npt.NDArray[np.generic], dot: DotProduct) -> npt.NDArray[np.generic]:
     """[..., K, CO] → [CO/L, ..., K/G, L, G], what is missing filled with zeros."""
     *outer, size, channels = taps.shape
@@ -67,46 +81,18 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if op_name(call) == "relax.multiply" and str(call.ty.dtype) == "int64":
-            return self._widening(call)
         rewrite = {"relax.nn.conv2d": self._conv2d, "relax.matmul": self._matmul}.get(op_name(call))
         if rewrite is None or str(call.ty.dtype) != "int32":
             return call
-        stored = self._stored(call.args[0])
+        stored = stored_operand(self._value, call.args[0])
         weight = array_of(call.args[1])
         if stored is None or weight is None or weight.dtype.name not in ("int8", "int16"):
             return call
         changed = rewrite(call, stored, weight)
         return call if changed is None else changed
 
-    def _widening(self, call: Call) -> relax.Expr:
-        """A product with powers of two as a shift, one with 32-bit constants as such: 64 bits take a CPU longer."""
-        left, right = call.args
-        constants = array_of(right)
-        if constants is None or constants.size == 0:
-            return call
-        values = constants.astype(np.int64)
-        if values.min() > 0 and not np.any(values & (values - 1)):
-            places = np.log2(values.astype(np.float64)).astype(np.int64)
-            return relax.op.left_shift(left, relax.const(places, "int64"))
-        if np.abs(values).max() > np.iinfo(np.int32).max:
-            return call
-        return self.builder_.call_te(widening_multiply, left, relax.const(values.astype(np.int32), "int32"))
-
     def _value(self, expr: relax.Expr) -> Any:
         return self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
-
-    def _stored(self, operand: relax.Expr) -> Stored | None:
-        """The 8-bit tensor that an int16 operand is made from, and the zero point that was subtracted."""
-        value, zero_point = self._value(operand), 0
-        if op_name(value) == "relax.subtract":
-            constant = array_of(value.args[1])
-            if constant is None or constant.size != 1:
-                return None
-            zero_point, value = int(constant.reshape(-1)[0]), self._value(value.args[0])
-        if op_name(value) != "relax.astype" or str(value.args[0].ty.dtype) not in ("int8", "uint8"):
-            return None
-        return Stored(value.args[0], zero_point)
 
     def _sums(self, function, stored: Stored, taps: npt.NDArray[np.generic], **sizes: object) -> relax.Expr | None:  # type: ignore[no-untyped-def]
         """A kernel over `taps` [..., K, CO]: packed weights, and the zero point's share of each channel's sum."""
@@ -135,7 +121,8 @@ class _Quantized(PyExprMutator):  # type: ignore[misc]
         if groups == 1 and (window.dilation[1] == 1 or width == 1):
             taps = kernel.reshape(height, width * inputs, channels)
             return self._sums(quantized.quantized_conv2d, stored, taps, kernel_w=width, window=window)
-        if groups == channels and inputs == 1 and height * width * LARGEST_PRODUCT < EXACT_FLOAT:
+        vectors = self.machine.lanes(32) > 1  # one by one, floats are no faster, and without a unit for them slow
+        if vectors and groups == channels and inputs == 1 and height * width * LARGEST_PRODUCT < EXACT_FLOAT:
             return self._depthwise(stored, kernel[:, :, 0, :], window)
         return None
 
@@ -153,3 +140,32 @@ def quantized_kernels(machine: Machine) -> tvm.ir.transform.Pass:
     """Pass: what integer kernels compute, in place of int16 convolutions and products."""
 
     return per_function(partial(_Quantized, machine=machine), "QuantizedKernels")
+
+
+@mutator
+class _Products(PyExprMutator):  # type: ignore[misc]
+    """Replaces products of 64 bits by cheaper ones."""
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        is_wide = op_name(call) == "relax.multiply" and str(call.ty.dtype) == "int64"
+        return self._widening(call) if is_wide else call
+
+    def _widening(self, call: Call) -> relax.Expr:
+        """A product with powers of two as a shift, one with 32-bit constants as such: 64 bits take a CPU longer."""
+        left, right = call.args
+        constants = array_of(right)
+        if constants is None or constants.size == 0:
+            return call
+        values = constants.astype(np.int64)
+        if values.min() > 0 and not np.any(values & (values - 1)):
+            places = np.log2(values.astype(np.float64)).astype(np.int64)
+            return relax.op.left_shift(left, relax.const(places, "int64"))
+        if np.abs(values).max() > np.iinfo(np.int32).max:
+            return call
+        return self.builder_.call_te(widening_multiply, left, relax.const(values.astype(np.int32), "int32"))
+
+
+def cheaper_products() -> tvm.ir.transform.Pass:
+    """Pass: 64-bit products with constants as shifts, or as products with 32-bit numbers."""
+    return per_function(_Products, "CheaperProducts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from deploy.kernels.dot import DotProduct
 
@@ -15,6 +16,8 @@ class Machine:
     """Bits and number of the vector registers, threads that share a kernel, bytes of the cache next to a core.
 
     dots: the dot-product instructions for signed 8-bit and for 16-bit weights, where there are any.
+    micro: it is a microcontroller with micro-kernels: "dsp" has `smlad` on two pairs of int16, "helium" vectors, and
+    "plain" neither.
     """
 
     vector_bits: int
@@ -22,6 +25,12 @@ class Machine:
     threads: int = 1
     cache_bytes: int = 512 * 1024
     dots: tuple[DotProduct, ...] = ()
+    micro: Literal["dsp", "helium", "plain"] | None = None
+
+    @property
+    def microcontroller(self) -> bool:
+        """Whether it has micro-kernels, or no vectors at all."""
+        return self.micro is not None or self.lanes(32) == 1
 
     def dot(self, weight: str) -> DotProduct | None:
         """The instruction for weights of a type, or nothing."""

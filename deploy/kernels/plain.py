@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import ir, s_tir, tirx
 from tvm.ir import IRModule, PointerType, PrimType, Var
 from tvm_ffi import structural_map, structural_walk
 
@@ -18,6 +18,8 @@ from deploy.errors import ToolError
 from deploy.kernels.buffers import buffer_bytes
 from deploy.kernels.machine import THREAD_STACK_BYTES
 from deploy.kernels.mathematics import expand
+from deploy.kernels.micro.calls import with_calls
+from deploy.kernels.micro.helium_multiply import with_high_products
 
 # An intermediate buffer up to this size is a local variable; inside a parallel loop every one is.
 STACK_BYTES = 4096
@@ -73,7 +75,7 @@ def _with_pointer_parameters(func: tirx.PrimFunc) -> tirx.PrimFunc:
     pointers = [_pointer(f"{buffer.name}_ptr", str(buffer.ty.dtype)) for buffer in func.params]
     declared = [tirx.DeclBuffer(b, data=p) for b, p in zip(func.params, pointers, strict=True)]
     success = tirx.Return(tirx.const(0, "int32"))
-    body = tirx.SeqStmt([*declared, expand(func.body), success])
+    body = tirx.SeqStmt([*declared, func.body, success])
     return tirx.PrimFunc(pointers, body, PrimType("int32"), func.attrs)
 
 
@@ -124,11 +126,31 @@ def to_plain(func: tirx.PrimFunc, name: str, target: tvm.target.Target) -> Plain
     with target, tvm.transform.PassContext(opt_level=3):
         mod = tirx.transform.BindTarget(target)(IRModule({name: bound}))
         mod = tvm.transform.Sequential(_to_loops())(mod)
+        looped = mod[name]
+        body = with_calls(looped.body)
+        body = body if target.kind.name == "c" else expand(body)  # C has functions, and no vectors
+        mod = IRModule({name: looped.with_body(body)})
         mod = IRModule({name: _with_pointer_parameters(mod[name])})
         mod = tvm.transform.Sequential(_to_vectors())(mod)
-        kernel = _with_workspaces(mod[name], name)
+        flat = mod[name]
+        if target.attrs.get("feature.has_mve"):
+            flat = flat.with_body(with_high_products(flat.body))
+        kernel = _with_workspaces(flat, name)
         mod = tirx.transform.LowerIntrin()(IRModule({name: kernel.func}))
     return PlainKernel(name, mod[name], kernel.workspace_bytes)
+
+
+def external_symbols(kernels: list[PlainKernel]) -> set[str]:
+    """The functions that kernels call and do not contain."""
+    found: set[str] = set()
+
+    def visit(call: ir.Call) -> None:
+        if str(getattr(call.op, "name", "")) == "tirx.call_extern":
+            found.add(str(call.args[0].value))
+
+    for kernel in kernels:
+        structural_walk(kernel.func.body, (ir.Call, visit))
+    return found
 
 
 def build_object(kernels: list[PlainKernel], target: tvm.target.Target, path: str) -> None:

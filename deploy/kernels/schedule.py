@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from math import prod
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.tirx.function import IndexMap
 
 from deploy.kernels import dot_intrinsics  # noqa: F401  (a schedule names instructions, which must be known by then)
 from deploy.kernels.buffers import buffer_bytes, element_bytes
 from deploy.kernels.compute import ROLE
 from deploy.kernels.machine import THREAD_STACK_BYTES, Machine
 from deploy.kernels.quantized import DOT, PIXEL
+from deploy.kernels.roles import blocks_by_role, is_packed, last_block
 
 REDUCTION_AXIS = tirx.IterVar.CommReduce
 PARALLEL_MACS = 200_000  # a smaller kernel is done before a second thread has started
@@ -59,30 +62,10 @@ class Problem:
     weight_bytes: int
 
 
-def _blocks_by_role(sch: Schedule) -> dict[str, SBlockRV]:
-    root = sch.get_sblock("root", func_name="main")
-    roles = ((sch.get(block).annotations.get(ROLE), block) for block in sch.get_child_blocks(root))
-    return {str(role): block for role, block in roles if role is not None}
-
-
-def is_packed(func: tirx.PrimFunc) -> bool:
-    """Whether `func` is one of this package's kernels, with a result of its own size.
-
-    Fusion may have put an operator behind it that broadcasts: each of its sums would be computed many times.
-    """
-    sch = Schedule(func)
-    found = _blocks_by_role(sch)
-    if not {"accumulate", "unpack"} <= set(found):
-        return False
-    last = sch.get_child_blocks(sch.get_sblock("root", func_name="main"))[-1]
-    result, sums = (prod(map(int, sch.get(b).writes[0].source.ty.shape)) for b in (last, found["unpack"]))
-    return result == sums
-
-
 def problem(func: tirx.PrimFunc) -> Problem:
     """The sizes of the packed kernel `func`."""
     sch = Schedule(func)
-    found = _blocks_by_role(sch)
+    found = blocks_by_role(sch)
     block = sch.get(found["accumulate"])
     data, weight = (region.source for region in block.reads[:2])
     *pixels, blocks, _lanes = (int(d) for d in block.writes[0].source.ty.shape)
@@ -131,9 +114,10 @@ def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Var
     """The schedules worth trying for the packed kernel `func`, best guess first."""
     size = problem(func)
     blocks = _register_blocks(size, machine.registers)
-    inside_first = size.padded_bytes > machine.cache_bytes and size.weight_bytes < machine.cache_bytes
+    large = size.padded_bytes > machine.cache_bytes or machine.micro is not None  # too large to lie there as a whole
+    inside_first = large and size.padded_bytes > 0 and size.weight_bytes < machine.cache_bytes
     orders = [True, False] if not inside_first else [False, True]
-    pads = [size.padded_bytes > machine.cache_bytes]
+    pads = [large]
     if size.padded_bytes and size.height > 1:
         pads.append(not pads[0])
     unrolls = [1, 4] if not size.depthwise and size.steps % 4 == 0 else [1]
@@ -147,16 +131,6 @@ def variants(func: tirx.PrimFunc, machine: Machine, count: int = 96) -> list[Var
     return list(dict.fromkeys(every))[:count]
 
 
-def _last_block(sch: Schedule, found: dict[str, SBlockRV]) -> SBlockRV:
-    """The block that writes the result, every element-wise one between the accumulation and it inlined."""
-    root = sch.get_sblock("root", func_name="main")
-    stages = [str(sch.get(found[role]).name_hint) for role in ("pad", "accumulate") if role in found]
-    *between, last = (b for b in sch.get_child_blocks(root) if str(sch.get(b).name_hint) not in stages)
-    for block in between:
-        sch.compute_inline(block)
-    return last
-
-
 def prepared(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """A pointwise kernel with one axis for all pixels in its last block too; any other function as it is.
 
@@ -165,16 +139,23 @@ def prepared(func: tirx.PrimFunc) -> tirx.PrimFunc:
     if not is_packed(func):
         return func
     sch = Schedule(func)
-    found = _blocks_by_role(sch)
-    pixel_axes = len(sch.get(found["accumulate"]).writes[0].source.ty.shape) - 2
-    if pixel_axes >= len(sch.get(found["unpack"]).iter_vars) - 1:
+    found = blocks_by_role(sch)
+    axes = len(sch.get(found["accumulate"]).writes[0].source.ty.shape)
+    if axes > len(("pixel", "block", "lane")) or len(sch.get(found["unpack"]).iter_vars) <= len(("pixel", "channel")):
         return func
-    last = _last_block(sch, found)
-    _, height, width, _ = (int(axis.dom.extent) for axis in sch.get(last).iter_vars)
-    sch.transform_block_layout(last, lambda n, h, w, c: ((n * height + h) * width + w, c))
+    last = last_block(sch, found)
+    *extents, _ = (int(axis.dom.extent) for axis in sch.get(last).iter_vars)
+
+    def one_axis(*at: tirx.Var) -> tuple[Expr, Expr]:
+        pixel = at[0]
+        for extent, index in zip(extents[1:], at[1:-1], strict=True):
+            pixel = pixel * extent + index
+        return pixel, at[-1]
+
+    sch.transform_block_layout(last, IndexMap.from_func(one_axis, ndim=len(extents) + 1))
     # The same layout again, for its side effect: TVM simplifies the position that `last` reads to the new axis.
     # Otherwise it does not see that a block of pixels across the end of a row is one piece, and fails.
-    sch.transform_layout(found["accumulate"], ("write", 0), lambda pixel, block, lane: (pixel, block, lane))
+    sch.transform_layout(found["accumulate"], ("write", 0), IndexMap.from_func(lambda *at: at, ndim=axes))
     if ROLE not in sch.get(last).annotations:
         sch.annotate(last, ROLE, "unpack")
     return sch.mod["main"]
@@ -183,10 +164,10 @@ def prepared(func: tirx.PrimFunc) -> tirx.PrimFunc:
 def apply(sch: Schedule, variant: Variant, machine: Machine) -> None:
     """Schedule the packed kernel in `sch`, which is `prepared`, as `variant` says."""
     threads = machine.threads if problem(sch.mod["main"]).macs >= PARALLEL_MACS else 1
-    found = _blocks_by_role(sch)
+    found = blocks_by_role(sch)
     accumulate = found["accumulate"]
     lanes = int(sch.get(accumulate).writes[0].source.ty.shape[-1])
-    last = _last_block(sch, found)
+    last = last_block(sch, found)
     *pixels, channel = sch.get_loops(last)
     channel_outer, vector, lane = sch.split(channel, [None, variant.vectors, lanes])
     column_outer, column = sch.split(pixels[-1], [None, variant.columns])
