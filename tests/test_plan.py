@@ -1,6 +1,7 @@
 """The memory plan, and the check of it: a plan is right, and a wrong one is found out."""
 
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy import model
-from deploy.aot.plan import ALIGNMENT, Lifetime, Plan, lifetimes, live_bound, plan
+from deploy.aot.place import place
+from deploy.aot.plan import ALIGNMENT, Lifetime, Plan, greedy, lifetimes, live_bound, plan, problem, shares
 from deploy.aot.plan_check import violations
 from deploy.aot.weights import pack_weights
 from deploy.graph import Call, Graph, Tensor
@@ -47,6 +49,75 @@ def test_every_plan_is_right_and_no_smaller_than_the_bound(graph):
     assert violations(graph, result) == []
     assert set(result.offsets) == {t.name for t in alive}
     assert live_bound(alive) == result.bound_bytes <= result.arena_bytes <= sum(-(-t.nbytes // 64) * 64 for t in alive)
+
+
+def allowing(numbers):
+    """Some outputs of some calls may be written over some inputs: those of which a number says so."""
+    return lambda call, read, written: bool(numbers >> (crc32(f"{call.outputs} {read} {written}".encode()) % 16) & 1)
+
+
+in_place = st.integers(0, (1 << 16) - 1).map(allowing) | st.just(allowing((1 << 16) - 1))
+
+
+@given(graphs(), in_place)
+def test_a_plan_in_place_is_right_and_between_its_bound_and_the_best_greedy_one(graph, allowed):
+    alive, over = lifetimes(graph), shares(graph, allowed)
+    result, to_place = plan(alive, shares=over), problem(alive, shares=over)
+    assert violations(graph, result, allowed) == []
+    assert live_bound(alive, shares=over) == result.in_place_bound_bytes <= result.arena_bytes
+    assert result.in_place_bound_bytes <= result.bound_bytes == live_bound(alive)
+    assert result.arena_bytes <= min(to_place.extent(place(to_place, choice)) for choice in greedy(alive, over))
+
+
+@given(graphs(), in_place)
+def test_what_lies_over_each_other_is_allowed_to_and_nothing_else_is_there(graph, allowed):
+    alive, over = {t.name: t for t in lifetimes(graph)}, shares(graph, allowed)
+    result = plan(list(alive.values()), shares=over)
+    for one in alive.values():
+        for other in alive.values():
+            start, stop = result.offsets[other.name], result.offsets[other.name] + other.nbytes
+            apart = result.offsets[one.name] + one.nbytes <= start or stop <= result.offsets[one.name]
+            if one is other or not one.overlaps(other) or apart:
+                continue
+            assert result.offsets[one.name] == start
+            assert other.name in over.get(one.name, ()) or one.name in over.get(other.name, ())
+
+
+@given(graphs())
+def test_a_plan_in_place_is_wrong_where_nothing_may_be(graph):
+    """The check does not take the planner's word for it."""
+    result = plan(lifetimes(graph), shares=shares(graph, lambda *_: True))
+    wrong = violations(graph, result, lambda *_: False)
+    assert wrong == violations(graph, result)
+    assert all("over" in problem or "lost" in problem for problem in wrong)
+    if result.arena_bytes < result.bound_bytes:
+        assert wrong
+
+
+def test_an_input_may_be_overwritten_only_where_it_dies_and_from_its_start_on():
+    graph = chain()
+    assert shares(graph, lambda *_: True) == {}  # a is read again by the last call
+    shorter = replace(graph, calls=(*graph.calls[:2], Call("third", ("b",), ("y",))))
+    assert shares(shorter, lambda *_: True) == {"b": {"a"}}
+    assert plan(lifetimes(shorter), shares={"b": frozenset("a")}).offsets == {"a": 0, "b": 0}
+    assert violations(graph, Plan({"a": 0, "b": 0}, 64, 64), lambda *_: True) == [
+        "call 2 (third) reads a, of which 64 bytes are lost"
+    ]
+    shifted = replace(shorter, tensors={**shorter.tensors, "a": replace(shorter.tensors["a"], shape=(128,))})
+    assert violations(shifted, Plan({"a": 0, "b": 64}, 128, 192), lambda *_: True) == [
+        "call 1 (second) writes b over a"
+    ]
+
+
+def test_an_input_that_comes_twice_must_be_free_at_both_places():
+    tensors = [Tensor("x", (64,), "uint8", "input"), *(Tensor(n, (64,), "uint8", "activation") for n in "ab")]
+    calls = (Call("first", ("x",), ("a",)), Call("second", ("a", "x", "a"), ("b",)), Call("third", ("b",), ("y",)))
+    graph = Graph({t.name: t for t in [*tensors, Tensor("y", (64,), "uint8", "output")]}, calls, ("x",), ("y",))
+    assert shares(graph, lambda call, read, written: read == 0) == {}
+    assert shares(graph, lambda call, read, written: read in (0, 2)) == {"b": {"a"}}
+    at_once = Plan({"a": 0, "b": 0}, 64, 128)
+    assert violations(graph, at_once, lambda call, read, written: read == 0) == ["call 1 (second) writes b over a"]
+    assert violations(graph, at_once, lambda call, read, written: read in (0, 2)) == []
 
 
 @given(graphs(), st.data())
@@ -135,4 +206,4 @@ def test_equal_weights_share_their_place_and_are_aligned():
 @pytest.mark.parametrize("name", ["ic_resnet8_f32", "vww_mobilenetv1_f32", "ad_autoencoder_f32"])
 def test_real_models_need_little_more_than_the_bound(name):
     sizes = build(model.load(SHARED / "models" / "mlperf-tiny" / f"{name}.tflite")).facts["sizes"]
-    assert sizes["arena_bytes"] <= 1.1 * sizes["arena_bound_bytes"]
+    assert sizes["arena_in_place_bound_bytes"] <= sizes["arena_bytes"] <= 1.05 * sizes["arena_bound_bytes"]

@@ -11,32 +11,52 @@ from tvm import tirx
 from tvm.target import Target as TvmTarget
 
 from deploy import shell
-from deploy.aot import emit
+from deploy.aot import archive, emit, in_place
 from deploy.aot.emit_extras import example, exports, weights_assembly
 from deploy.aot.emit_header import header
 from deploy.aot.emit_source import source
-from deploy.aot.plan import Plan, lifetimes, plan
+from deploy.aot.fit import check_fit, check_flash, io_bytes
+from deploy.aot.picture import arena_svg
+from deploy.aot.plan import Allowed, Plan, lifetimes, plan, shares
 from deploy.aot.plan_check import violations
 from deploy.aot.weights import pack_weights
 from deploy.errors import ToolError
+from deploy.firmware.size_map import FlashSizes
 from deploy.graph import COPY, Call, Graph, Tensor
-from deploy.kernels.plain import PlainKernel, build_object, to_plain
+from deploy.kernels.c_code import c_file
+from deploy.kernels.for_target import machine_for
+from deploy.kernels.micro.assembly import assembly
+from deploy.kernels.micro.c_source import c_source
+from deploy.kernels.plain import PlainKernel, build_object, external_symbols, to_plain
 from deploy.lower import LoweredModel, explained
 from deploy.model_spec import TensorSpec, unique
 from deploy.target import Target
 
 LIBRARY = "libmodel.so"
+PICTURE = "arena.svg"
 COMPILE_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes: the arena, what a perfect arena would need, the weights, and the stripped library."""
+    """Bytes: the arena, what is alive at its peak, the weights, the library's file, all inputs and outputs.
+
+    arena_in_place_bound_bytes: what would be alive if all results that can be written over a dying input were; no arena
+    is smaller. flash: of firmware, what linking it into an image adds.
+    """
 
     arena_bytes: int
     arena_bound_bytes: int
+    arena_in_place_bound_bytes: int
     weight_bytes: int
     library_bytes: int
+    io_bytes: int
+    flash: FlashSizes | None = None
+
+
+def library_name(target: Target) -> str:
+    """The library's file in an artifact."""
+    return archive.ARCHIVE if target.artifact == "firmware" else LIBRARY
 
 
 def _with_workspaces(graph: Graph, kernels: Mapping[str, PlainKernel]) -> Graph:
@@ -51,9 +71,9 @@ def _with_workspaces(graph: Graph, kernels: Mapping[str, PlainKernel]) -> Graph:
     return replace(graph, tensors=tensors, calls=tuple(calls))
 
 
-def _checked_plan(graph: Graph) -> Plan:
-    result = plan(lifetimes(graph))
-    if wrong := violations(graph, result):
+def _checked_plan(graph: Graph, alignment: int, allowed: Allowed) -> Plan:
+    result = plan(lifetimes(graph), alignment, shares(graph, allowed))
+    if wrong := violations(graph, result, allowed):
         raise ToolError(f"the memory plan is wrong, which is a bug of tvm-deploy: {wrong[0]}")
     return result
 
@@ -98,6 +118,8 @@ def _link(folder: Path, layout: emit.Layout, target: Target) -> None:
     _cc([*compiler, "-c", "model.c", "-o", "model.o"], source)
     _cc([*compiler, "-c", "weights.S", "-o", "weights.o"], source)
     _cc([*compiler, *defined, *ffi, "-c", "tvm_ffi.c", "-o", "tvm_ffi.o"], source)
+    if (source / archive.KERNELS).exists():
+        _cc([*compiler, "-c", archive.KERNELS, "-o", "kernels.o"], source)
     objects = ["model.o", "weights.o", "tvm_ffi.o", "kernels.o"]
     if layout.threads > 1:
         _cc([*compiler, f"-DPOOL_THREADS={layout.threads}", "-c", "pool.c", "-o", "pool.o"], source)
@@ -107,9 +129,9 @@ def _link(folder: Path, layout: emit.Layout, target: Target) -> None:
     script = "-Wl,--version-script=exports.map"
     flags = list(target.toolchain.ldflags)
     _cc([target.toolchain.cc, *linking, script, *objects, *flags, *libraries, "-o", f"../{LIBRARY}"], source)
-    for name in objects:
-        if name != "kernels.o":
-            (source / name).unlink()
+    kept = set() if (source / archive.KERNELS).exists() else {"kernels.o"}
+    for name in set(objects) - kept:
+        (source / name).unlink()
 
 
 def build(
@@ -130,13 +152,46 @@ def build(
         with explained(f"kernel {name} of model '{model.name}'"):
             kernels[name] = to_plain(func, emit.kernel_symbol(prefix, name), tvm_target)
     graph = _with_workspaces(model.graph, kernels)
-    memory, weights = _checked_plan(graph), pack_weights(graph)
+    memory = _checked_plan(graph, target.alignment, in_place.allowed(scheduled))
+    kernels = in_place.with_overlaps(kernels, graph, memory)
+    weights = pack_weights(graph, target.alignment)
     layout = emit.Layout(
         prefix, model.name, target.name, graph, memory, weights.offsets, len(weights.data), *ends, target.threads
     )
-    _write_sources(folder, layout, weights.data)
+    if target.artifact == "firmware":
+        check_fit(model.name, graph, target, memory.arena_bytes)
+        archive.write_sources(folder, layout, weights.data)
+    else:
+        _write_sources(folder, layout, weights.data)
+    (folder / PICTURE).write_text(arena_svg(f"{model.name} for {target.name}", graph, memory), encoding="utf-8")
     with explained(f"the kernels of model '{model.name}'"):
-        build_object(list(kernels.values()), tvm_target, str(folder / "src" / "kernels.o"))
-    _link(folder, layout, target)
-    library_bytes = (folder / LIBRARY).stat().st_size
-    return graph, memory, Sizes(memory.arena_bytes, memory.bound_bytes, len(weights.data), library_bytes)
+        _write_kernels(folder / "src", list(kernels.values()), layout, target)
+    flash = _packaged(folder, layout, target)
+    library_bytes = (folder / library_name(target)).stat().st_size
+    bounds = (memory.bound_bytes, memory.in_place_bound_bytes)
+    sizes = Sizes(memory.arena_bytes, *bounds, len(weights.data), library_bytes, io_bytes(graph), flash)
+    return graph, memory, sizes
+
+
+def _write_kernels(folder: Path, kernels: list[PlainKernel], layout: emit.Layout, target: Target) -> None:
+    """The kernels, as an object with what it calls beside it, or all of it as one C file."""
+    if target.tvm["kind"] == "c":
+        read = {emit.kernel_symbol(layout.prefix, call.kernel): len(call.inputs) for call in layout.graph.calls}
+        (folder / archive.KERNELS).write_text(c_file(kernels, read, layout.title), encoding="utf-8")
+        return
+    build_object(kernels, TvmTarget(target.tvm), str(folder / "kernels.o"))
+    symbols = external_symbols(kernels)
+    plain = machine_for(target).micro == "plain"
+    name, text = (archive.MICRO, c_source(symbols)) if plain else (archive.ASSEMBLY, assembly(symbols))
+    if text:
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _packaged(folder: Path, layout: emit.Layout, target: Target) -> FlashSizes | None:
+    """Make the library of the objects and sources in `folder`; what it takes of a flash memory."""
+    if target.artifact != "firmware":
+        _link(folder, layout, target)
+        return None
+    flash = archive.package(folder, layout, target)
+    check_flash(layout.name, flash.total, target)
+    return flash

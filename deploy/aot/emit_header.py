@@ -5,19 +5,18 @@ from __future__ import annotations
 from math import prod
 
 from deploy.aot.emit import Layout, signature
-from deploy.aot.plan import ALIGNMENT
 from deploy.graph import Tensor
 from deploy.model_spec import TensorSpec
 
 
-def _describe_tensor(identifier: str, tensor: Tensor, spec: TensorSpec) -> str:
+def describe_tensor(identifier: str, tensor: Tensor, spec: TensorSpec) -> str:
     shape = "".join(f"[{d}]" for d in tensor.shape) or " (one number)"
     quantized = spec.scale is not None
     scaled = f", scale {float(spec.scale or 0.0)!r}, zero point {spec.zero_point}" if quantized else ""
     return f"{identifier}{shape} {tensor.dtype}{scaled}"
 
 
-def _tensors(layout: Layout) -> list[tuple[str, str, Tensor, TensorSpec]]:
+def end_tensors(layout: Layout) -> list[tuple[str, str, Tensor, TensorSpec]]:
     """Role, C identifier, tensor and specification of every input and output."""
     names = (*layout.graph.inputs, *layout.graph.outputs)
     roles = ["input"] * len(layout.inputs) + ["output"] * len(layout.outputs)
@@ -26,7 +25,7 @@ def _tensors(layout: Layout) -> list[tuple[str, str, Tensor, TensorSpec]]:
     return [(role, ends[n], tensors[n], spec) for role, n, spec in zip(roles, names, specs, strict=True)]
 
 
-_OPENING = """\
+OPENING = """\
 #include "tvm_deploy.h"
 
 #ifdef __cplusplus
@@ -34,7 +33,7 @@ extern "C" {
 #endif
 """
 
-_CLOSING = """
+CLOSING = """
 #ifdef __cplusplus
 }
 #endif
@@ -63,12 +62,12 @@ def _declarations(layout: Layout) -> list[str]:
 
 def header(layout: Layout) -> str:
     """The public header `model.h`."""
-    macro, tensors = layout.macro, _tensors(layout)
+    macro, tensors = layout.macro, end_tensors(layout)
     return "\n".join(
         [
             f"/* {layout.title}",
             " *",
-            *(f" *   {role} {_describe_tensor(name, tensor, spec)}" for role, name, tensor, spec in tensors),
+            *(f" *   {role} {describe_tensor(name, tensor, spec)}" for role, name, tensor, spec in tensors),
             " *",
             " * Re-entrant: all state is in the arena that the caller passes; calls with different arenas may run",
             " * at once.",
@@ -77,14 +76,14 @@ def header(layout: Layout) -> str:
             f"#ifndef {macro}_MODEL_H",
             f"#define {macro}_MODEL_H",
             "",
-            _OPENING,
+            OPENING,
             f"#define {macro}_ARENA_BYTES {layout.plan.arena_bytes}u",
-            f"#define {macro}_ARENA_ALIGNMENT {ALIGNMENT}u",
+            f"#define {macro}_ARENA_ALIGNMENT {layout.plan.alignment}u",
             f"#define {macro}_WEIGHT_BYTES {layout.weight_bytes}u",
             f"#define {macro}_THREADS {layout.threads}",
             *(f"#define {macro}_{name.upper()}_ELEMENTS {prod(tensor.shape)}u" for _, name, tensor, _ in tensors),
             "",
             *_declarations(layout),
-            _CLOSING,
+            CLOSING,
         ]
     )

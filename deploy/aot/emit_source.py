@@ -9,7 +9,7 @@ from deploy.graph import COPY
 from deploy.model_spec import TensorSpec
 
 
-def _prototypes(layout: Layout) -> list[str]:
+def prototypes(layout: Layout) -> list[str]:
     seen: dict[str, str] = {}
     for call in layout.graph.calls:
         if call.kernel == COPY or call.kernel in seen:
@@ -35,7 +35,7 @@ def _address(layout: Layout, name: str) -> str:
     return f"({ctype} *)(void *)(base + {layout.plan.offsets[root.name]})"
 
 
-def _call_lines(layout: Layout) -> list[str]:
+def _call_lines(layout: Layout, hook: str | None) -> list[str]:
     lines = []
     for number, call in enumerate(layout.graph.calls):
         arguments = [_address(layout, name) for name in call.arguments]
@@ -48,6 +48,8 @@ def _call_lines(layout: Layout) -> list[str]:
             separator = ",\n                "
             symbol = kernel_symbol(layout.prefix, call.kernel)
             lines.append(f"  status |= {symbol}({separator.join(arguments)});")
+        if hook is not None:
+            lines.append(f"  {hook}({number}u);")
     return lines
 
 
@@ -70,12 +72,13 @@ def _checks(layout: Layout) -> list[str]:
     ]
 
 
-def _run(layout: Layout) -> list[str]:
+def run_function(layout: Layout, hook: str | None = None) -> list[str]:
+    """The definition of `run`; `hook` names a macro to call after each kernel, with the call's number."""
     return [
-        f"TVM_DEPLOY_EXPORT {signature(layout)} {{",
+        f"{signature(layout)} {{",
         *_checks(layout),
         "  int32_t status = 0;",
-        *_call_lines(layout),
+        *_call_lines(layout, hook),
         "  return status == 0 ? TVM_DEPLOY_OK : TVM_DEPLOY_NO_THREADS;",
         "}",
     ]
@@ -161,6 +164,7 @@ def source(layout: Layout) -> str:
     """`model.c`: the call sequence over fixed addresses."""
     prefix = layout.prefix
     uses_copy = any(call.kernel == COPY for call in layout.graph.calls)
+    declaration, *body = run_function(layout)
     return "\n".join(
         [
             f"/* {layout.title}: the kernels in order, each on fixed addresses in the arena. */",
@@ -171,9 +175,10 @@ def source(layout: Layout) -> str:
             "",
             f"extern const unsigned char {prefix}_weights[]; /* {layout.weight_bytes} bytes */",
             "",
-            *_prototypes(layout),
+            *prototypes(layout),
             "",
-            *_run(layout),
+            f"TVM_DEPLOY_EXPORT {declaration}",
+            *body,
             "",
             *_model_info(layout),
             "",

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from deploy.aot.plan import ALIGNMENT, Plan
-from deploy.graph import Graph
+from deploy.aot.plan import Allowed, Plan
+from deploy.graph import Call, Graph
 
 Piece = tuple[int, int, str]  # of the arena: from byte, to byte (excluded), the tensor written there last
 
 
-def violations(graph: Graph, plan: Plan) -> list[str]:
+def violations(graph: Graph, plan: Plan, allowed: Allowed | None = None) -> list[str]:
     """What is wrong with `plan`, one sentence each; empty where nothing is.
 
     Every byte of the arena remembers which tensor was written to it last. A call must find all bytes of its inputs as
-    their producer left them, and must not write over its own inputs.
+    their producer left them, and must not write over its own inputs, unless a result starts where an input does and
+    that is `allowed`, asked with their positions in the call.
     """
     problems = [
-        f"{name} at offset {offset} is not aligned to {ALIGNMENT} bytes"
+        f"{name} at offset {offset} is not aligned to {plan.alignment} bytes"
         for name, offset in plan.offsets.items()
-        if offset % ALIGNMENT or offset < 0
+        if offset % plan.alignment or offset < 0
     ]
     owners: list[Piece] = []
     for number, call in enumerate(graph.calls):
@@ -31,10 +32,18 @@ def violations(graph: Graph, plan: Plan) -> list[str]:
             if stop > plan.arena_bytes:
                 problems.append(f"{name} ends at {stop}, beyond the arena of {plan.arena_bytes} bytes")
             clashes = [other for other, (a, b) in reads.items() if a < stop and start < b]
+            clashes = [n for n in clashes if reads[n][0] != start or not _in_place(graph, call, name, n, allowed)]
             clashes += [other for other, (a, b) in writes.items() if other < name and a < stop and start < b]
             problems += [f"{where} writes {name} over {other}" for other in clashes]
             owners = [*_without(owners, start, stop), (start, stop, name)]
     return problems
+
+
+def _in_place(graph: Graph, call: Call, result: str, read: str, allowed: Allowed | None) -> bool:
+    """Whether a call may write one of its results over one of its inputs, wherever it gets that."""
+    outputs = [position for position, name in enumerate(call.outputs) if graph.root(name).name == result]
+    inputs = [position for position, name in enumerate(call.inputs) if graph.root(name).name == read]
+    return allowed is not None and len(outputs) == 1 and all(allowed(call, position, outputs[0]) for position in inputs)
 
 
 def _held(owners: list[Piece], start: int, stop: int, name: str) -> int:

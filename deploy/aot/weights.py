@@ -19,8 +19,8 @@ class Weights:
     offsets: dict[str, int]
 
 
-def pack_weights(graph: Graph) -> Weights:
-    """Lay out the constants that calls read, each aligned to a cache line."""
+def pack_weights(graph: Graph, alignment: int = ALIGNMENT) -> Weights:
+    """Lay out the constants that calls read, each on a multiple of `alignment` bytes."""
     block = bytearray()
     offsets: dict[str, int] = {}
     known: dict[bytes, int] = {}
@@ -30,7 +30,7 @@ def pack_weights(graph: Graph) -> Weights:
         raw = np.ascontiguousarray(tensor.values).tobytes()
         digest = hashlib.sha256(raw).digest()
         if digest not in known:
-            block.extend(bytes(-len(block) % ALIGNMENT))
+            block.extend(bytes(-len(block) % alignment))
             known[digest] = len(block)
             block.extend(raw)
         offsets[tensor.name] = known[digest]
