@@ -238,7 +238,7 @@ def test_mistakes_in_a_target_are_placed(cli, conv_onnx, line, pattern, tmp_path
 
 
 def test_names_of_targets_that_are_nearly_right(cli, conv_onnx, tmp_path):
-    refused(build(cli, conv_onnx, target="x86-64-v5"), 2, r'there is no target "x86-64-v5"; known: host.*did you mean')
+    refused(build(cli, conv_onnx, target="x86-64-v5"), 2, r'there is no target "x86-64-v5"; known: .*did you mean')
     refused(build(cli, conv_onnx, target="./no.yaml"), 2, r"no\.yaml")
     refused(cli("targets", "show", "hots"), 2, "host")
     refused(build(cli, conv_onnx, "--threads", 0), 2, "threads")

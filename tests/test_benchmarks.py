@@ -8,14 +8,17 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import cortex_m
 import numpy as np
 import onnx
 import peers
 import pytest
 import rounds
 import x86
+from firmware_support import ARM
 from hypothesis import given
 from hypothesis import strategies as st
+from models import tflite_quantized
 from onnx import TensorProto, helper, numpy_helper
 from peers import PEERS, LiteRT, OnnxRuntime, OpenVino, Prepared, Unavailable
 from rich.console import Console
@@ -245,3 +248,39 @@ def test_the_whole_comparison_ends_with_one_json_object(onnx_model):
     assert all(len(values) == 2 for values in found["rounds_us"].values())
     assert summary["geomean"]["tuned"] == pytest.approx(found["ratio"]["tuned"])
     assert "Geometric mean" in done.stderr
+
+
+@pytest.fixture
+def small_int8(tmp_path):
+    """A quantized model that the micro-kernels compute."""
+    net = tflite_quantized.Net(5)
+    x = net.input(1, 6, 6, 4)
+    net.outputs = [net.conv(net.depthwise(x, 1, 3), 8, 1)]
+    path = tmp_path / "small.tflite"
+    path.write_bytes(net.pack())
+    return path
+
+
+@ARM
+@pytest.mark.tvm
+def test_microcontrollers_are_counted_beside_their_peer(small_int8, monkeypatch, capsys):
+    monkeypatch.setitem(cortex_m.PEER, ("small", "cortex-m4-mps2"), (100_000, 5_000))
+    code = cortex_m.main(["--models", str(small_int8), "--targets", "cortex-m4-mps2", "--inputs", "1", "--json"])
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)["rows"]
+    assert code == 0
+    assert row["ratio"] == row["instructions"] / 100_000
+    assert 5_000 < row["instructions"] < 50_000
+    assert row["ram_bytes"] == row["arena_bytes"] + 6 * 6 * 4 + 6 * 6 * 8
+    assert "TFLM + CMSIS-NN" in printed.err
+
+
+def test_a_model_that_does_not_fit_is_no_row(small_int8, capsys):
+    code = cortex_m.main(["--models", "nothing.tflite", "--targets", "cortex-m4-mps2"])
+    assert code == 1
+    assert "does not exist" in capsys.readouterr().out
+
+
+def test_the_geometric_mean_of_ratios():
+    assert cortex_m.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert cortex_m.geometric_mean([]) is None

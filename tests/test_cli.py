@@ -82,12 +82,21 @@ def test_what_was_deployed_can_be_called(deployed, conv_onnx):
 def test_artifact_holds_what_the_readme_says(deployed):
     out, _ = deployed
     names = {path.name for path in out.iterdir()}
-    assert names == {"model.h", "tvm_deploy.h", "libmodel.so", "model_example.c", "src", "manifest.json"}
+    assert names == {"model.h", "tvm_deploy.h", "libmodel.so", "model_example.c", "arena.svg", "src", "manifest.json"}
     assert {path.name for path in out.parent.iterdir()} <= {"conv", "logs"}, "nothing temporary is left beside it"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["report"]["verdict"] == "PASS"
     assert len(manifest["model"]["sha256"]) == 64
     assert manifest["versions"]["apache-tvm"].startswith("0.27")
+
+
+def test_kernels_can_be_emitted_as_c(cli, conv_onnx, tmp_path):
+    target = target_file(tmp_path)
+    ran = cli("run", conv_onnx, "--target", target, "--emit", "c", "--out", tmp_path / "in-c", "--json", "-q")
+    assert json.loads(ran.out)["verification"]["passed"], ran.err
+    assert "kernels.c" in {path.name for path in (tmp_path / "in-c" / "src").iterdir()}
+    assert cli("measure", tmp_path / "in-c", "--model", conv_onnx, "--target", target, "-q").code == 0
+    assert cli("build", conv_onnx, "--target", target, "--emit", "rust").code == 2
 
 
 def test_run_with_json_threads_and_the_default_folder(cli, conv_onnx, tmp_path):
@@ -130,6 +139,30 @@ def test_run_names_the_first_wrong_tensor(cli, conv_onnx, tmp_path):
     assert untraced.code == 1
     assert " first in y: " in " ".join(untraced.out.split())
     assert "WRONG OUTPUT: no budgets given, output wrong" in untraced.out
+
+
+def test_a_quantized_model_is_compared_with_its_float_form(cli, tmp_path):
+    (tmp_path / "net.tflite").write_bytes(tflite_models.int8_dense())
+    ran = cli("run", "net.tflite", "--target", target_file(tmp_path), "--trials", 0, "--json")
+    assert (ran.code, ran.err.splitlines()[2]) == (0, "compare net in float")
+    data = json.loads(ran.out)
+    VALIDATOR.validate(data)
+    assert data["speedup"] == data["float_form"]["latency"]["median_s"] / data["latency"]["median_s"]
+    text = " ".join(cli("report", data["artifact"]).out.split())
+    assert re.search(r" In float median \S+ \S+ \(\d+ samples, measured,.* 0 of \d+ kernels tuned\); integers", text)
+    assert ("WARNING: integers are not faster" in text) == (data["speedup"] < 1)
+
+
+def test_the_other_rounding_is_refused_before_anything_is_tuned(cli, tmp_path, monkeypatch):
+    (tmp_path / "net.tflite").write_bytes(tflite_models.int8_dense())
+    target = target_file(tmp_path, ENERGY_FREE + "rounding: double\n")
+    monkeypatch.setitem(sys.modules, "tflite_micro", None)  # how Python itself notes that a module is not there
+    ran = cli("run", "net.tflite", "--target", target, "--trials", 100_000)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("tvm-deploy: 'rounding: double' has model 'net' verified against TFLite Micro")
+    assert "pip install tflite-micro" in ran.err
+    assert not (tmp_path / "tuning_logs").exists()
+    assert cli("build", "net.tflite", "--target", target).code == 0, "building needs no reference"
 
 
 def test_tflite_runs_too(cli, tmp_path):
@@ -252,6 +285,11 @@ def test_tune_keeps_records_that_build_uses(cli, conv_onnx):
     assert cli("logs", "list", "--logs", "logs") == listed
     shown = cli("logs", "show", "host", "--logs", "logs")
     assert (shown.code, len(shown.out.splitlines()) >= int(found[1])) == (0, True)
+    best = cli("logs", "best", "host", "--logs", "logs")
+    assert (best.code, best.err, len(best.out.splitlines())) == (0, "", len(shown.out.splitlines()) - 1)
+    assert all(json.loads(line)["best_s"] > 0 for line in best.out.splitlines())
+    refused = cli("logs", "best", "hots", "--logs", "logs")
+    assert (refused.code, refused.out, refused.err.endswith("did you mean host?\n")) == (2, "", True)
 
 
 # --- targets, help, flags ---

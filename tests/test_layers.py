@@ -15,26 +15,41 @@ ROOT = Path(__file__).resolve().parents[1]
 # In the order that data flow in. A module imports only from those above it; a new module must take a place here.
 ORDER = """
 errors units statistics files yaml_source budget fields host target_parts target targets boards shell progress
-model_spec model_external model_qlinear model_onnx model_tflite model_torch model
-relax_torch relax_import relax_rewrite relax_layout relax_fold operators
+model_spec model_external model_qlinear model_onnx model_tflite model_tflite_fold model_torch model
+relax_tflite_operator relax_tflite_moves relax_tflite_hybrid relax_tflite_linear relax_tflite
+relax_onnx relax_torch relax_torch_quantized relax_import relax_rewrite relax_layout relax_transposes relax_fold
+operators
 channels channels.bounds channels.flow channels.products channels.moves channels.rules dead_channels
 graph graph_from_relax
-integer.fixed_point integer.rules integer.context integer.once integer.requantize integer.tables integer.conv
-integer.elementwise integer.pool integer.softmax integer.shapes integer.transform integer
+integer.fixed_point integer.rules integer.context integer.once integer.requantize integer.wide integer.tables
+integer.conv integer.elementwise integer.pool integer.softmax integer.shapes integer.transform integer.as_float integer
 kernels kernels.dot kernels.dot_intrinsics kernels.machine kernels.for_target kernels.buffers kernels.mathematics
 kernels.compute kernels.packing kernels.quantized kernels.legalize kernels.legalize_quantized
-kernels.schedule kernels.fallback kernels.default kernels.plain
+kernels.roles kernels.schedule
+kernels.micro kernels.micro.smlad kernels.micro.smlad_depthwise kernels.micro.helium kernels.micro.helium_depthwise
+kernels.micro.portable kernels.micro.dsp_in_c kernels.micro.assembly kernels.micro.c_source
+kernels.micro.compute kernels.micro.rows kernels.micro.helium_compute kernels.micro.scaling
+kernels.micro.legalize kernels.micro.legalize_scaling kernels.micro.intrinsics kernels.micro.calls
+kernels.micro.helium_multiply kernels.micro.schedule kernels.fallback kernels.default kernels.plain kernels.c_code
+kernels.in_place
 lower
 power.reading power.sysfs power.integrate power.sampler power.rapl power.hwmon power.estimate power.meters power
 artifact
-aot aot.plan aot.plan_check aot.weights aot.emit aot.emit_header aot.emit_source aot.emit_extras aot.build
+firmware firmware.link firmware.size_map firmware.harness firmware.candidates firmware.serial_program
+firmware.export_parts firmware.export_cmake firmware.export_zephyr firmware.export_libraries firmware.export_mlf
+firmware.export
+aot aot.place aot.plan aot.plan_check aot.in_place aot.picture aot.weights aot.fit
+aot.emit aot.emit_header aot.emit_source aot.emit_extras
+aot.emit_firmware aot.archive aot.build
 compile
-tuning tuning.task tuning.store tuning.listing tuning.log tuning.builder tuning.runner tuning.guard tuning.space
-tuning.explore tuning.search
 runtime
-device.protocol device.bench device.local device
+device.protocol device.bench device.local device.qemu
+device.serial_frames device.serial_link device.serial_image device.serial_board device.serial device
+tuning tuning.task tuning.store tuning.listing tuning.log tuning.builder tuning.runner tuning.firmware_task
+tuning.firmware_runner tuning.guard tuning.space tuning.explore tuning.search
 measure expose reference verify
-report.model report.codec report.json_report report.judge report.words report.markdown report.text report
+report.firmware report.model report.codec report.json_report report.judge report.words report.markdown report.text
+report
 evidence pipeline
 arguments cli
 """
@@ -123,7 +138,8 @@ def test_effects_live_where_they_belong():
     assert users("subprocess", "os.system", "os.popen", "os.execv", "os.execvp", "os.posix_spawn") == {"shell"}
     assert users("os.fork", "multiprocessing") <= {"tuning.builder"}
     assert users("yaml") == {"yaml_source"}
-    assert users("socket", "socketserver", "http", "urllib", "ssl", "serial", "requests", "tvm.rpc") == set()
+    assert users("serial") == {"device.serial"}
+    assert users("socket", "socketserver", "http", "urllib", "ssl", "requests", "tvm.rpc") == set()
     assert users("print", "sys.stdout", "sys.stderr", "sys.exit", "input") == {"cli"}
     assert users("argparse") == {"arguments", "cli"}
     assert users("pickle", "marshal", "eval", "exec", "torch.load") == set()
@@ -140,6 +156,8 @@ def test_only_modules_that_compile_import_tvm_at_the_top():
 
 OF_TVM = (
     *("lower", "compile", "graph_from_relax", "operators", "relax_rewrite", "relax_fold", "relax_layout"),
+    "relax_transposes",
+    *("relax_tflite_operator", "relax_tflite_moves", "relax_tflite_hybrid", "relax_tflite_linear", "relax_tflite"),
     *("dead_channels", "channels.flow", "channels.products", "channels.moves", "channels.bounds"),
 )
 LIGHT = {
@@ -150,6 +168,7 @@ LIGHT = {
     "targets": "from deploy.cli import main\nmain(['targets'])\nmain(['targets', 'show', 'host'])",
     "report": "from deploy.cli import main\nmain(['report', '/nowhere'])",
     "logs": "from deploy.cli import main\nmain(['logs', '--logs', '/nowhere'])",
+    "export": "from deploy.cli import main\nmain(['export', '/nowhere', '--as', 'cmake'])",
     "check": "from deploy.cli import main\nmain(['check', '/nowhere', '--target', 'host'])",
 }
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from built import SHARED
 from models import onnx_models, torch_models
+from models import tflite_quantized as q
 
 import deploy
 from deploy import evidence, model, pipeline, reference
@@ -159,6 +161,69 @@ def test_measurement_is_of_this_artifact(deployed, host, samples):
     assert measured.library_bytes == artifact.facts["sizes"]["library_bytes"]
 
 
+# --- quantized models ---
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory):
+    """An int8 network in which a few results, inner ones too, differ between the two roundings."""
+    net = q.Net(0)
+    net.dense(net.dense(net.input(64, 33), 17, fusedActivationFunction=q.Activation.RELU), 5)
+    net.outputs = net.outputs[-1:]
+    file = tmp_path_factory.mktemp("int8") / "two.tflite"
+    file.write_bytes(net.pack())
+    return pipeline.load_model(file)
+
+
+AD = SHARED / "models" / "mlperf-tiny" / "ad_autoencoder_int8.tflite"
+needs_ad = pytest.mark.skipif(not AD.exists(), reason="the MLPerf Tiny models are not beside the project")
+
+
+@pytest.mark.parametrize("given", ["two layers", pytest.param(AD, id="ad", marks=needs_ad)])
+def test_each_rounding_is_verified_against_its_own_reference(given, two_layers, host, tmp_path):
+    pytest.importorskip("tflite_micro", reason="TFLite Micro is not installed")
+    source = two_layers if given == "two layers" else pipeline.load_model(given)
+    samples, verdicts = pipeline.samples_for(source, None), {}
+    targets = {rounding: replace(host, rounding=rounding) for rounding in ("single", "double")}
+    for built, target in targets.items():
+        artifact = pipeline.build(source, target, out=tmp_path / built)
+        assert artifact.facts["integer"]["rounding"] == built
+        assert f"rounding: {built}, as " in evidence.explain(artifact)
+        outputs = pipeline.measure_artifact(artifact, target, samples, QUICK).outputs
+        for read, other in targets.items():
+            facts, _ = pipeline.verify_outputs(source, samples, outputs, other)
+            verdicts[built, read] = facts.passed
+            assert facts.reference.startswith({"single": "LiteRT", "double": "TFLite Micro"}[read])
+        if source is two_layers:  # of which the single inner tensor differs, in the first sample
+            assert pipeline.first_wrong_tensor(source, target, samples, tmp_path) is None
+    same = {pair: pair[0] == pair[1] for pair in verdicts}
+    assert verdicts == same, "equal to its own reference, and not to the other"
+
+
+def test_an_artifact_of_the_other_rounding_is_not_this_target_s(two_layers, host, source, tmp_path, deployed):
+    artifact = pipeline.build(two_layers, host, out=tmp_path / "out")
+    double = replace(host, rounding="double")
+    assert double.fingerprint() == host.fingerprint(), "both find the same tuning records"
+    evidence.check_target(host, artifact)
+    with pytest.raises(InputError, match="was built with 'rounding: single', target host has 'rounding: double'"):
+        evidence.check_target(double, artifact)
+    evidence.check_target(double, Artifact.open(deployed[0]))  # a float model has none
+
+
+def test_the_float_form_is_built_and_measured_like_the_model(two_layers, host, tmp_path):
+    form = pipeline.measure_float_form(two_layers, host, pipeline.samples_for(two_layers, None), tmp_path / "logs")
+    assert (form.latency.how, form.tuned, form.reason) == ("measured", 0, "")
+    assert form.kernels >= 2
+    assert len(form.latency.samples_s) >= pipeline.FLOAT_PLAN.min_samples
+    assert list(tmp_path.iterdir()) == [], "nothing is left of it"
+
+
+def test_a_float_form_that_does_not_run_says_why(two_layers, host, samples, tmp_path):
+    form = pipeline.measure_float_form(two_layers, foreign_to_this_cpu(host), samples, tmp_path)
+    assert (form.latency, form.kernels) == (None, 0)
+    assert form.reason.startswith("this CPU lacks ")
+
+
 # --- what is refused ---
 
 
@@ -184,7 +249,7 @@ def test_code_for_another_cpu_is_not_run_here(host, conv_onnx, deployed, samples
 
 def test_devices_that_cannot_be_driven_yet_are_named(host):
     remote = replace(host, device=DeviceSpec("ssh", (("host", "pi"),)))
-    with pytest.raises(InputError, match="device kind ssh of target host cannot be driven yet; use local"):
+    with pytest.raises(InputError, match=r"host runs on a device of kind ssh, which this version cannot drive"):
         pipeline.open_device(remote)
 
 

@@ -358,6 +358,15 @@ def test_rows_of_logs_and_kernels(tmp_path):
     assert [record[1] for _, record in listing.best(tmp_path, "host")] == [[1e-6, 9e-6, 1.2e-6]] * 2
 
 
+def test_the_best_records_as_lines_of_json(tmp_path):
+    fill(tmp_path, times=((8, ()),), sizes=(64,))
+    fill(tmp_path)
+    lines = [json.loads(line) for line in listing.render_best(tmp_path, "host").splitlines()]
+    assert [line["best_s"] for line in lines] == [1.2e-6] * 2
+    assert lines[0].keys() == {"fingerprint", "tvm", "kernel", "arguments", "best_s", "record"}
+    assert [line["record"] for line in lines] == [record for _, record in listing.best(tmp_path, "host")]
+
+
 def test_a_kernel_that_always_failed_has_no_time(tmp_path):
     fill(tmp_path, times=((8, ()),), sizes=(16,))
     fill(tmp_path, sizes=(32,))

@@ -64,7 +64,7 @@ class DeviceRun:
     """What a device found out. Raises DeviceError for numbers that cannot be.
 
     outputs: for each sample, one array for each output of the model. samples_s: seconds of one inference each, in the
-    order taken; a sample is the average of `batch` inferences in a row. how: measured or emulated.
+    order taken; a sample is the average of `batch` inferences in a row. how: measured, emulated or estimated.
     inferences: how often the model ran in all, the energy run not counted.
     peak_rss_bytes: of a process that only loads and runs the library, baseline_rss_bytes: of that process before it
     loaded it; None where the device cannot tell. threads: what the library was compiled for.
@@ -73,6 +73,9 @@ class DeviceRun:
     conditions: what may have influenced the times, as far as it could be read: `pinned_cpus`, `governor`,
     `frequency_hz` and `max_frequency_hz` of those CPUs, `load_average` before, `temperature_c` after,
     `clock_ns` (cost of reading the clock, not subtracted).
+    Of an emulated microcontroller, exact: instructions of each sample's inference, layers: those of each call of a
+    kernel for the first sample, stack_bytes: the most that an inference used. Of a board there are no instructions,
+    and layers are cycles.
     """
 
     outputs: list[list[NDArray[Any]]]
@@ -90,6 +93,9 @@ class DeviceRun:
     energy_inferences: int = 0
     energy_busy_s: float = 0.0
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    instructions: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    stack_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.how not in HOW:

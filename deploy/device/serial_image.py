@@ -1,0 +1,135 @@
+"""The program that a board runs: a model's library, the measuring program for a serial line, the board's own files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from deploy import shell
+from deploy.errors import DeviceError, InputError, ToolError
+from deploy.firmware import harness, serial_program
+from deploy.firmware.link import compile_command, link_command, source_path, tool
+from deploy.target import Target
+
+DEFAULT_BAUD = 115_200
+PLACES = ("elf", "bin", "port")  # of a flash command
+_COMPILE_S = 120.0
+_STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A program for a board as ELF and as the bare bytes of its flash."""
+
+    elf: Path
+    binary: Path
+
+
+def counts_instructions(target: Target) -> bool:
+    """Whether the board's program counts instructions, as in an emulator that does; otherwise it counts cycles."""
+    emulated = bool(target.device.get("emulated"))
+    return emulated and (target.architecture.startswith("riscv") or target.device.get("tick") is not None)
+
+
+def board_files(target: Target) -> tuple[list[Path], list[str]]:
+    """The C and assembly files that are the board's own, and the flags to compile them with.
+
+    Raises InputError where there is none, or one does not exist.
+    """
+    entries = cast("tuple[str, ...]", target.device.get("board") or ())
+    flags = [entry for entry in entries if entry.startswith("-")]
+    shipped = {path.name: path for path in source_path("board.c").parent.glob("uart_*.c")}
+    paths = [shipped.get(entry, Path(entry).absolute()) for entry in entries if not entry.startswith("-")]
+    if not paths:
+        raise InputError(
+            f"the device of target {target.name} has no `board`: name the C files with your board's board_init, "
+            f"board_putc and board_getc, or one of {', '.join(sorted(shipped))} with its flags"
+        )
+    if missing := [path for path in paths if not path.is_file()]:
+        raise InputError(
+            f"board: there is no file {missing[0]}; give its path, or one of {', '.join(sorted(shipped))}"
+        )
+    return paths, flags
+
+
+def stopwatch(target: Target) -> tuple[list[str], list[str]]:
+    """The files of the start-up code and the stopwatch, and their macros. Raises InputError: they do not exist."""
+    start, exact = harness.sources(target.architecture)[:2]
+    if start.startswith("start_riscv"):
+        return [start, exact], [] if counts_instructions(target) else ["-DCOUNT_CYCLES"]
+    if counts_instructions(target):
+        return [start, exact], harness.tick_flags(cast(float, target.device.get("tick")))
+    return [start, "stopwatch_board.c"], []
+
+
+def flash_command(template: Sequence[str], image: Image, port: str) -> list[str]:
+    """The command with `{elf}`, `{bin}` and `{port}` filled in. Raises InputError for another name in braces."""
+    values = {"elf": str(image.elf), "bin": str(image.binary), "port": port}
+    for part in template:
+        for name in re.findall(r"\{(\w+)\}", part):
+            if name not in values:
+                raise InputError(f"flash: {{{name}}} is not known; allowed: {', '.join(f'{{{p}}}' for p in PLACES)}")
+    return [re.sub(r"\{(\w+)\}", lambda found: values[found[1]], part) for part in template]
+
+
+def build_image(target: Target, library: Path, prefix: str, folder: Path) -> Image:
+    """Build the program for the model `prefix` in `library`, with model.h and src/model.c beside it, in `folder`.
+
+    Raises DeviceError: it does not link (the memories are too small, a function is missing); ToolError: the compiler
+    failed on a file; InputError: the target lacks something, or there is no such library.
+    """
+    if not library.is_file():
+        raise InputError(f"there is no library {library}: give the libmodel.a of an artifact")
+    built = _Builder(target, folder)
+    own, macros = stopwatch(target)
+    files, board_flags = board_files(target)
+    sequence = library.parent / "src" / "model.c"
+    calls = serial_program.calls_in(sequence.read_text(encoding="utf-8")) if sequence.is_file() else 0
+    places = [f"-I{library.parent}", f"-I{source_path('board.h').parent}"]
+    identity = serial_program.build_id(library.read_bytes())
+    named = [f"-D{defined}" for defined in serial_program.definitions(prefix, identity, calls)]
+    named += ["-DOWN_START", *(["-DCOUNTS_INSTRUCTIONS"] if counts_instructions(target) else [])]
+    for name in own:
+        built.compile(source_path(name), [*places, *macros])
+    for name in serial_program.SOURCES:
+        built.compile(source_path(name), [*places, *named])
+    for path in files:
+        built.compile(path, [*places, *_board_flags(target), *board_flags])
+    if calls:
+        layers = folder / "layers.c"
+        layers.write_text(serial_program.layers_source(prefix, str(sequence)), encoding="utf-8")
+        built.compile(layers, places)
+    return Image(*built.link(library))
+
+
+def _board_flags(target: Target) -> list[str]:
+    clock, baud = round(target.clock or 0), target.device.get("baud") or DEFAULT_BAUD
+    return [f"-DBOARD_CLOCK_HZ={clock}u", f"-DBOARD_BAUD={baud}u"]
+
+
+class _Builder:
+    """Compiles files into numbered objects of a folder and links them."""
+
+    def __init__(self, target: Target, folder: Path) -> None:
+        self._target, self._folder = target, folder
+        self._objects: list[str] = []
+
+    def compile(self, source: Path, flags: Sequence[str]) -> None:
+        result = f"{len(self._objects)}-{source.stem}.o"
+        command = compile_command(self._target.toolchain, [*_STRICT, *flags], str(source), result)
+        shell.run(command, timeout_s=_COMPILE_S, cwd=self._folder)
+        self._objects.append(result)
+
+    def link(self, library: Path) -> tuple[Path, Path]:
+        toolchain = self._target.toolchain
+        link = link_command(toolchain, [*self._objects, str(library)], "image.elf", memory=self._target.memory)
+        try:
+            shell.run(link, timeout_s=_COMPILE_S, cwd=self._folder)
+        except ToolError as error:
+            raise DeviceError(f"the library does not link to an image for {self._target.name}: {error}") from error
+        bare = [tool(toolchain.cc, "objcopy"), "-O", "binary", "image.elf", "image.bin"]
+        shell.run(bare, timeout_s=_COMPILE_S, cwd=self._folder)
+        return self._folder / "image.elf", self._folder / "image.bin"
