@@ -17,13 +17,17 @@ TORCH_FLAGS ?=
 # What the project needs from the system, as Debian names it. Installed by `make demo` and `make test` only if something
 # is missing, and only as root where there is an apt-get; anyone else is told what to install.
 APT_PACKAGES := gcc libc6-dev python3-venv
+# For tests of firmware, which are skipped without it: cross compilers, and emulators of microcontrollers.
+FIRMWARE_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
+    gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake make
+FIRMWARE_PROGRAMS := cmake arm-none-eabi-gcc qemu-system-arm riscv64-unknown-elf-gcc qemu-system-riscv32
 
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 DIGITS := artifacts/digits
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench clean system
+.PHONY: help demo test bench clean system firmware-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -33,7 +37,7 @@ demo: $(VENV)/.installed-demo $(DIGITS)/digits.onnx ## install, train a small CN
 	$(VENV)/bin/tvm-deploy run $(DIGITS)/digits.onnx --target $(TARGET) --trials $(TRIALS) \
 	    --inputs $(DIGITS)/digits_test.npz --out $(DIGITS)/deployed
 
-test: $(VENV)/.installed-test ## install what tests need, then ruff, mypy and pytest
+test: $(VENV)/.installed-test firmware-tools ## install what tests need, then ruff, mypy and pytest
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_FLAGS)
@@ -79,4 +83,17 @@ system:
 	else \
 	    echo "A C compiler (cc) and Python's venv are needed. Debian and Ubuntu: sudo apt-get install $(APT_PACKAGES)" >&2; \
 	    exit 1; \
+	fi
+
+firmware-tools: | system
+	@for program in $(FIRMWARE_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing $(FIRMWARE_PACKAGES)" >&2; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends $(FIRMWARE_PACKAGES) >/dev/null \
+	        || echo "That failed: tests of firmware are skipped without$$missing" >&2; \
+	else \
+	    echo "Tests of firmware are skipped without$$missing. Debian and Ubuntu:" \
+	        "sudo apt-get install $(FIRMWARE_PACKAGES)" >&2; \
 	fi

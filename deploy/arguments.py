@@ -13,9 +13,11 @@ HELP = {
     "measure": "run an artifact on its device: outputs, latency, memory, power, energy",
     "check": "judge an artifact's last measurement against a target's budgets",
     "report": "show an artifact's last report",
+    "export": "make a project of an artifact, for another build system",
     "targets": "list targets, show or check one",
     "logs": "what the tuning log holds",
 }
+EXPORTS = ("cmake", "zephyr", "arduino", "platformio", "mlf")  # as deploy.firmware.export, which is not loaded for it
 EXIT_CODES = """\
 exit codes: 0 every budget met and output verified; 1 a budget missed, not measured or too noisy, or output wrong;
             2 wrong input; 3 a tool or the device failed
@@ -93,10 +95,15 @@ def parser() -> argparse.ArgumentParser:
         _add_tuning(make[name])
     for name in ("run", "build"):
         make[name].add_argument("--out", type=Path, help="folder of the artifact (default: artifacts/MODEL-TARGET)")
-    for name in ("measure", "check", "report"):
+        make[name].add_argument("--emit", choices=("objects", "c"), default="objects",
+                                help="kernels as objects for the target, or as C99 for any compiler")  # fmt: skip
+    for name in ("measure", "check", "report", "export"):
         make[name].add_argument("artifact", type=Path, help="folder that `run` or `build` made")
+    make["run"].add_argument("--no-compare-float", action="store_true",
+                             help="do not compare a quantized model's latency with its float form's")  # fmt: skip
     _add_source(make["measure"])
     _add_explain(make["build"])
+    _add_export(make["export"])
     _add_target(make["measure"])
     for name in ("run", "measure"):
         _add_inputs(make[name])
@@ -116,6 +123,11 @@ def _add_explain(build: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("--as", dest="format", required=True, choices=EXPORTS, help="kind of the project")
+    export.add_argument("--out", type=Path, help="folder of the project (default: ARTIFACT-KIND)")
+
+
 def _add_targets(targets: argparse.ArgumentParser) -> None:
     actions = targets.add_subparsers(dest="action", metavar="action")
     actions.add_parser("list", help="all targets (the default)")
@@ -128,6 +140,8 @@ def _add_logs(logs: argparse.ArgumentParser) -> None:
     listed = actions.add_parser("list", help="one line for each target and fingerprint (the default)")
     show = actions.add_parser("show", help="the kernels of a target, with their best times")
     show.add_argument("target")
+    best = actions.add_parser("best", help="the fastest record of each kernel of a target, as lines of JSON")
+    best.add_argument("target")
     logs.add_argument("--logs", type=Path, default=Path("tuning_logs"), help="folder of the tuning log")
-    for one in (listed, show):  # before or after the action, as with -v
+    for one in (listed, show, best):  # before or after the action, as with -v
         one.add_argument("--logs", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -5,6 +5,7 @@ model.h  tvm_deploy.h     what a program includes
 libmodel.so               what it links
 model_example.c           a program to start from
 src/                      the call sequence as C, the weights, the kernels' object
+arena.svg                 what lies where in the arena, call by call
 manifest.json             what is in here, from what, for what, and what was measured of it
 ```
 """

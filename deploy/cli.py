@@ -21,6 +21,7 @@ from deploy.errors import DeployError, InputError, ToolError
 from deploy.progress import Progress, open_progress
 
 if TYPE_CHECKING:
+    from deploy.artifact import Artifact
     from deploy.report import Report
     from deploy.target import Target
 
@@ -43,11 +44,13 @@ def _progress(args: argparse.Namespace) -> Progress:
 def _target(args: argparse.Namespace) -> Target:
     from dataclasses import replace
 
-    from deploy.targets import load_target
+    from deploy.targets import in_portable_c, load_target
 
     target = load_target(args.target)
     if args.threads is not None:
         target = replace(target, threads=args.threads)
+    if getattr(args, "emit", None) == "c":
+        target = in_portable_c(target)
     if args.device and not args.boards:
         raise InputError("--device names a board of a file; give that file with --boards")
     if args.boards:
@@ -60,6 +63,13 @@ def _target(args: argparse.Namespace) -> Target:
             raise InputError(f"{args.boards} has the boards {', '.join(boards)}; {wanted} was given")
         target = boards[args.device].apply(target)
     return target
+
+
+def _as_built(target: Target, artifact: Artifact) -> Target:
+    """The target in C, where that is how the artifact was made."""
+    from deploy.targets import in_portable_c
+
+    return in_portable_c(target) if artifact.facts["target"]["tvm"]["kind"] == "c" else target
 
 
 def _show(args: argparse.Namespace, report: Report) -> int:
@@ -97,6 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     target = _target(args)
     pipeline.check_runnable(target)
     source = pipeline.load_model(args.model, dict(args.shape))
+    pipeline.check_reference(source, target)
     samples = pipeline.samples_for(source, args.inputs, args.seed)
     out = _place(args, source.name, target)
     with _progress(args) as progress:
@@ -104,7 +115,10 @@ def _run(args: argparse.Namespace) -> int:
         if trials := _trials(args, target):
             tuning = pipeline.tune(source, target, trials, progress, args.logs)
         artifact = pipeline.build(source, target, out=out, progress=progress, logs=args.logs)
-        report = pipeline.evaluate(artifact, source, target, samples, progress, tuning, trace=args.trace)
+        report = pipeline.evaluate(
+            artifact, source, target, samples, progress, tuning,
+            trace=args.trace, float_logs=None if args.no_compare_float else args.logs,
+        )  # fmt: skip
     return _show(args, report)
 
 
@@ -137,13 +151,15 @@ def _measure(args: argparse.Namespace) -> int:
     from deploy import evidence, pipeline
     from deploy.artifact import Artifact
 
-    target, artifact = _target(args), Artifact.open(args.artifact)
+    artifact = Artifact.open(args.artifact)
+    target = _as_built(_target(args), artifact)
     artifact.check_files()
     evidence.check_target(target, artifact)
     source = None
     if args.model is not None:
         source = pipeline.load_model(args.model, dict(args.shape))
         evidence.check_same(source, artifact)
+        pipeline.check_reference(source, target)
     samples = pipeline.samples_for(source or artifact, args.inputs, args.seed)
     with _progress(args) as progress:
         report = pipeline.evaluate(artifact, source, target, samples, progress, trace=args.trace)
@@ -154,7 +170,8 @@ def _check(args: argparse.Namespace) -> int:
     from deploy import evidence
     from deploy.artifact import Artifact
 
-    return _show(args, evidence.judged_again(Artifact.open(args.artifact), _target(args)))
+    artifact = Artifact.open(args.artifact)
+    return _show(args, evidence.judged_again(artifact, _as_built(_target(args), artifact)))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -162,6 +179,16 @@ def _report(args: argparse.Namespace) -> int:
     from deploy.artifact import Artifact
 
     return _show(args, evidence.saved_report(Artifact.open(args.artifact)))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from deploy.artifact import Artifact
+    from deploy.firmware.export import export
+
+    artifact: Artifact = Artifact.open(args.artifact)
+    place = artifact.path.resolve()
+    _out(str(export(artifact, args.format, args.out or place.with_name(f"{place.name}-{args.format}"))))
+    return 0
 
 
 def _targets(args: argparse.Namespace) -> int:
@@ -185,6 +212,10 @@ def _targets(args: argparse.Namespace) -> int:
 def _logs(args: argparse.Namespace) -> int:
     from deploy.tuning import listing
 
+    if args.action == "best":
+        if lines := listing.render_best(args.logs, args.target):
+            _out(lines)
+        return 0
     _out(listing.render_kernels(args.logs, args.target) if args.action == "show" else listing.render_logs(args.logs))
     return 0
 
@@ -196,6 +227,7 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "measure": _measure,
     "check": _check,
     "report": _report,
+    "export": _export,
     "targets": _targets,
     "logs": _logs,
 }

@@ -15,9 +15,11 @@ from tvm.target import Target as TvmTarget
 
 from deploy import files, operators
 from deploy.aot import build as aot
+from deploy.aot.fit import check_fit
 from deploy.artifact import MANIFEST, Artifact, file_hashes, manifest_text, spec_facts
 from deploy.dead_channels import Eliminated, eliminate_dead_channels
 from deploy.integer import IntegerModel, to_integer
+from deploy.integer.as_float import as_float
 from deploy.kernels.default import default_schedule
 from deploy.kernels.for_target import machine_for
 from deploy.lower import LoweredModel, explained, lower
@@ -54,13 +56,19 @@ class Imported:
     eliminated: Eliminated
 
 
-def imported(source: SourceModel, target: Target) -> Imported:
-    """Import a model, bring a quantized one into integers, and remove channels that no result depends on."""
+def imported(source: SourceModel, target: Target, in_float: bool = False) -> Imported:
+    """Import a model, bring a quantized one into integers, and remove channels that no result depends on.
+
+    in_float: compute a quantized model in float32 instead, to compare with.
+    """
     model, integer = import_model(source), None
     counts = operators.count(model.mod)[0]
-    if counts.keys() & QUANTIZED:
+    if in_float:
+        with explained(f"model '{source.name}' in float"):
+            model = replace(model, mod=as_float(model.mod))
+    elif counts.keys() & QUANTIZED:
         with explained(f"model '{source.name}' in integers"):
-            integer = to_integer(model, source_format=source.format)
+            integer = to_integer(model, target.rounding, source.format)
         model = replace(model, mod=integer.mod)
     with explained(f"model '{source.name}' without dead channels"):
         eliminated = eliminate_dead_channels(model.mod, machine_for(target).lanes(32))
@@ -73,7 +81,9 @@ def lower_for(source: SourceModel, target: Target) -> LoweredModel:
 
 
 def _lowered(ready: Imported, target: Target) -> LoweredModel:
-    return lower(ready.model, TvmTarget(target.tvm), machine_for(target))
+    model = lower(ready.model, TvmTarget(target.tvm), machine_for(target))
+    check_fit(model.name, model.graph, target)
+    return model
 
 
 def schedule_all(model: LoweredModel, target: Target, schedules: Schedules | None) -> Scheduled:
@@ -94,12 +104,16 @@ def tool_versions() -> dict[str, str]:
     return {"tvm-deploy": version("tvm-deploy"), "python": platform.python_version(), **{t: version(t) for t in TOOLS}}
 
 
-def _integer_facts(integer: IntegerModel | None) -> dict[str, Any] | None:
-    """Operators of a quantized model before and after it was brought into integers, and what stayed in float."""
+def _integer_facts(source: SourceModel, integer: IntegerModel | None, target: Target) -> dict[str, Any] | None:
+    """Operators of a quantized model before and after it was brought into integers, and what stayed in float.
+
+    `rounding` is None for formats that have only one.
+    """
     if integer is None:
         return None
     kept = [{"name": one.name, "reason": one.reason} for one in integer.kept_float]
-    return {"before": dict(integer.before), "after": dict(integer.after), "float": kept}
+    rounding = target.rounding if source.format == "tflite" else None
+    return {"rounding": rounding, "before": dict(integer.before), "after": dict(integer.after), "float": kept}
 
 
 def _facts(
@@ -109,15 +123,21 @@ def _facts(
     return {
         "name": source.name,
         "prefix": source.c_name,
-        "library": aot.LIBRARY,
-        "arena_alignment": 64,
+        "library": aot.library_name(target),
+        "arena_alignment": target.alignment,
         "model": {"name": source.name, "format": source.format, "sha256": source.sha256},
-        "target": {"name": target.name, "fingerprint": target.fingerprint(), "tvm": target.tvm},
+        "target": {
+            "name": target.name,
+            "fingerprint": target.fingerprint(),
+            "tvm": {**dict(target.tvm_options), **target.tvm},
+            "toolchain": asdict(target.toolchain),
+            "memory": asdict(target.memory),
+        },
         "threads": target.threads,
         "inputs": spec_facts(source.inputs),
         "outputs": spec_facts(source.outputs),
         "operators": ready.operators,
-        "integer": _integer_facts(integer),
+        "integer": _integer_facts(source, integer, target),
         "macs": model.macs,
         "dead_channels": {"removed": dict(gone.removed), "macs_before": gone.macs_before},
         "kernels": {"count": len(scheduled.kernels), "tuned": sorted(scheduled.tuned)},
@@ -125,12 +145,14 @@ def _facts(
     }
 
 
-def build(source: SourceModel, target: Target, out: Path, schedules: Schedules | None = None) -> Artifact:
-    """Compile `source` for `target` into the folder `out`.
+def build(
+    source: SourceModel, target: Target, out: Path, schedules: Schedules | None = None, *, in_float: bool = False
+) -> Artifact:
+    """Compile `source` for `target` into the folder `out`; `in_float` as for `imported`.
 
     Raises InputError for a model that cannot be compiled or a folder that cannot be written, ToolError for a compiler.
     """
-    ready = imported(source, target)
+    ready = imported(source, target, in_float)
     model = _lowered(ready, target)
     scheduled = schedule_all(model, target, schedules)
     facts: Mapping[str, Any] = _facts(source, model, ready, target, scheduled)

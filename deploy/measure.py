@@ -32,12 +32,12 @@ class Specs(Protocol):
 class Measurement:
     """What a model costs on a device.
 
-    how: measured or emulated. rounds_s: the raw samples of every round, seconds of one inference each, in the order
-    taken; `used` are the rounds that `summary` is of (see `choose_rounds`). batch: inferences that one sample averages,
-    by round. outputs: for each sample given, the model's outputs on the device.
+    how: the samples were measured, emulated or estimated. rounds_s: the raw samples of every round, seconds of one
+    inference each, in the order taken; `used` are the rounds that `summary` is of (see `choose_rounds`). batch:
+    inferences that one sample averages, by round. outputs: for each sample given, the model's outputs on the device.
     power: the reading of the whole metered run, with its raw samples; energy: of one inference, everything the device
     drew; energy_above_idle: only what it drew more than when idle. None when energy was not asked for; not complete,
-    saying why, when it could not be read.
+    saying why, when it could not be read. instructions, layers, stack_bytes: of an emulated microcontroller.
     """
 
     how: str
@@ -56,6 +56,9 @@ class Measurement:
     energy: EnergyReading | None
     energy_above_idle: EnergyReading | None
     conditions: tuple[Mapping[str, Condition], ...]
+    instructions: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    stack_bytes: int | None = None
 
     @property
     def samples_s(self) -> tuple[float, ...]:
@@ -95,7 +98,7 @@ def measure(
         raise InputError(f"cannot read the library {library}: {(error.strerror or str(error)).lower()}") from error
     runs = [device.run(library, prefix, inputs, specs.outputs, plan)]
     again = replace(plan, energy_seconds=None)
-    while summarize(runs[-1].samples_s).noisy and len(runs) < plan.max_rounds:
+    while runs[0].how == "measured" and summarize(runs[-1].samples_s).noisy and len(runs) < plan.max_rounds:
         runs.append(device.run(library, prefix, inputs[:1], specs.outputs, again))
     return combine(runs, library_bytes)
 
@@ -124,6 +127,9 @@ def combine(runs: Sequence[DeviceRun], library_bytes: int) -> Measurement:
         energy=energy,
         energy_above_idle=above_idle,
         conditions=tuple(run.conditions for run in runs),
+        instructions=first.instructions,
+        layers=first.layers,
+        stack_bytes=first.stack_bytes,
     )
 
 

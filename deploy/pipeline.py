@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from deploy import model, reference, verify
 from deploy.artifact import Artifact
 from deploy.device.local import LocalDevice
 from deploy.device.protocol import Device, RunPlan
-from deploy.errors import InputError
-from deploy.evidence import make_report, save_report
+from deploy.device.qemu import QemuDevice
+from deploy.device.serial import SerialDevice
+from deploy.errors import DeployError, InputError
+from deploy.evidence import float_form, make_report, save_report
 from deploy.measure import Measurement, measure
 from deploy.model_spec import SourceModel
 from deploy.power import open_meter
 from deploy.progress import Progress, ProgressEvent, Silent
-from deploy.report import Accuracy, Report, TensorDifference, TuningFacts, Verification
+from deploy.report import Accuracy, FloatForm, Report, TensorDifference, TuningFacts, Verification
 from deploy.target import Target, missing_features
 from deploy.targets import load_target, shipped_directory
 from deploy.units import did_you_mean
@@ -33,6 +35,7 @@ Array = npt.NDArray[Any]
 LOGS = Path("tuning_logs")
 SAMPLES = 4  # inputs made up where none are given
 ENERGY_SECONDS = 1.0
+FLOAT_PLAN = RunPlan(warmup_s=0.1, seconds=0.5, min_samples=10, max_samples=200, max_rounds=1)  # only to compare with
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,19 @@ def samples_for(source: SourceModel | Artifact, path: Path | None, seed: int = 0
 
 
 def check_runnable(target: Target) -> None:
-    """Raise InputError where this machine lacks instructions that a locally running target's code uses."""
+    """Raise InputError where a target's code cannot be run from here: its device, or this CPU's instructions."""
+    open_device(target)  # which looks for what it needs, and touches nothing
     missing = missing_features(target) if target.device.kind == "local" else ()
     if missing:
         raise InputError(
             f"this CPU lacks {', '.join(missing)}, which code for target {target.name} uses; "
             "take a target that it has, such as `--target host`, or only `tvm-deploy build` here"
         )
+
+
+def check_reference(source: SourceModel, target: Target) -> None:
+    """Raise InputError where what the target's rounding is verified against is not installed."""
+    reference.check_installed(source, target.rounding)
 
 
 def check_code(target: Target) -> None:
@@ -95,6 +104,8 @@ def tune(source: SourceModel, target: Target, trials: int, progress: Progress, r
     from deploy.tuning.search import tune as search
     from deploy.tuning.task import tasks
 
+    if target.tvm["kind"] == "c":
+        raise InputError(f"kernels of {target.name} in C are not tuned: another compiler decides; use `--trials 0`")
     check_runnable(target)
     check_code(target)
     lowered, log = lower_for(source, target), open_log(target, root)
@@ -134,8 +145,20 @@ def build(
 
 def open_device(target: Target) -> Device:
     """The device that a target's libraries run on. Raises InputError for a kind that this version cannot drive."""
-    if target.device.kind != "local":
-        raise InputError(f"device kind {target.device.kind} of target {target.name} cannot be driven yet; use local")
+    return DEVICES[_driven(target)](target)
+
+
+def _driven(target: Target) -> str:
+    kind = target.device.kind
+    if kind in DEVICES:
+        return kind
+    raise InputError(
+        f"target {target.name} runs on a device of kind {kind}, which this version cannot drive; "
+        f"`tvm-deploy build` compiles for it, and kinds that it drives are {', '.join(DEVICES)}"
+    )
+
+
+def _open_local(target: Target) -> Device:
     power = target.power
     root = Path(str(power.get("root") or "/sys"))
     return LocalDevice(
@@ -144,6 +167,9 @@ def open_device(target: Target) -> Device:
         open_meter=lambda: open_meter(power.kind, root, power.active, power.idle, rails=power.rails),
         sysfs_root=root,
     )
+
+
+DEVICES: Mapping[str, Callable[[Target], Device]] = {"local": _open_local, "qemu": QemuDevice, "serial": SerialDevice}
 
 
 def measure_artifact(artifact: Artifact, target: Target, samples: Samples, plan: RunPlan | None = None) -> Measurement:
@@ -156,8 +182,8 @@ def measure_artifact(artifact: Artifact, target: Target, samples: Samples, plan:
         )  # fmt: skip
 
 
-def _tolerances(target: Target) -> dict[str, float]:
-    return {dtype: target.tolerance(dtype, default) for dtype, default in verify.TOLERANCES.items()}
+def _tolerances(target: Target, defaults: Mapping[str, float] = verify.TOLERANCES) -> dict[str, float]:
+    return {dtype: target.tolerance(dtype, default) for dtype, default in defaults.items()}
 
 
 def _stacked(runs: Sequence[Sequence[Array]]) -> list[Array]:
@@ -166,13 +192,16 @@ def _stacked(runs: Sequence[Sequence[Array]]) -> list[Array]:
 
 
 def verify_outputs(
-    source: SourceModel, samples: Samples, outputs: Sequence[Sequence[Array]], target: Target
+    source: SourceModel, samples: Samples, outputs: Sequence[Sequence[Array]], target: Target, in_steps: bool = False
 ) -> tuple[Verification, Accuracy | None]:
-    """Compare the device's outputs with the source framework's; accuracy of both where labels are known."""
-    original = reference.Reference(source)
+    """Compare the device's outputs with the source framework's; accuracy of both where labels are known.
+
+    in_steps: the model is quantized in a format that is defined in floating point (see verify.STEP_TOLERANCES).
+    """
+    original = reference.Reference(source, target.rounding)
     expected = _stacked([original.run(sample) for sample in samples.inputs])
     actual = _stacked(outputs)
-    tolerances = _tolerances(target)
+    tolerances = _tolerances(target, verify.STEP_TOLERANCES if in_steps else verify.TOLERANCES)
     compared = verify.compare([spec.name for spec in source.outputs], expected, actual, tolerances)
     failure = verify.first_failure(compared)
     dtypes = sorted({c.dtype for c in compared})
@@ -209,7 +238,7 @@ def first_wrong_tensor(source: SourceModel, target: Target, samples: Samples, fo
     one = Samples(samples.inputs[:1])
     plan = RunPlan(warmup_s=0.0, seconds=0.01, min_samples=1, max_samples=1, max_rounds=1)
     outputs = measure_artifact(artifact, target, one, plan).outputs[0]
-    expected = reference.Reference(exposed).run(one.inputs[0])
+    expected = reference.Reference(exposed, target.rounding).run(one.inputs[0])
     names = [spec.name for spec in exposed.outputs]
     compared = verify.compare(names, expected, outputs, _tolerances(target))
     inner = verify.first_failure(compared[len(source.outputs) :])
@@ -225,22 +254,43 @@ def evaluate(
     tuning: TuningFacts | None = None,
     *,
     trace: bool = False,
+    float_logs: Path | None = None,
 ) -> Report:
     """Measure an artifact, verify it where the source model is at hand, judge it, and store the report in it.
 
     trace: where an output is wrong, name the first intermediate tensor that differs instead of the output.
+    float_logs: compare a quantized model with its float form, built with the schedules of that tuning log.
     """
     progress.update(ProgressEvent("measure", artifact.prefix))
     measured = measure_artifact(artifact, target, samples)
-    verified = None
+    verified = in_float = None
+    if source is not None and float_logs is not None and artifact.facts.get("integer"):
+        progress.update(ProgressEvent("compare", f"{artifact.prefix} in float"))
+        in_float = measure_float_form(source, target, samples, float_logs)
     if source is not None:
         progress.update(ProgressEvent("verify", source.name))
-        verified = verify_outputs(source, samples, measured.outputs, target)
+        in_steps = bool(artifact.facts.get("integer")) and source.format != "tflite"
+        verified = verify_outputs(source, samples, measured.outputs, target, in_steps)
         if trace and not verified[0].passed:
             verified = (replace(verified[0], first_mismatch=_traced(verified[0], source, target, samples)), verified[1])
-    report = make_report(artifact, target, tuning, verified, measured)
+    report = make_report(artifact, target, tuning, verified, measured, in_float)
     save_report(artifact, report)
     return report
+
+
+def measure_float_form(source: SourceModel, target: Target, samples: Samples, logs: Path) -> FloatForm:
+    """The float form of a quantized model on the target's device, shortly; why not, where that does not work."""
+    from deploy.compile import build as compile_model
+    from deploy.tuning.log import TuningLog
+
+    records = TuningLog.read(target, [logs, shipped_directory("tuning_logs")])
+    with tempfile.TemporaryDirectory(prefix="tvm-deploy-float-") as folder:
+        try:
+            artifact = compile_model(source, target, Path(folder) / "float", records, in_float=True)
+            measured = measure_artifact(artifact, target, Samples(samples.inputs[:1]), FLOAT_PLAN)
+        except DeployError as error:  # it may not fit the device: that says nothing about the model
+            return FloatForm(None, 0, 0, str(error))
+    return float_form(artifact, target, measured)
 
 
 def _traced(verification: Verification, source: SourceModel, target: Target, samples: Samples) -> str | None:

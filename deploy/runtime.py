@@ -81,6 +81,9 @@ class Model:
         self.artifact = Artifact.open(Path(path))
         self.inputs = self.artifact.inputs
         self.outputs = self.artifact.outputs
+        if self.artifact.library.suffix == ".a":
+            name = self.artifact.facts["target"]["name"]
+            raise InputError(f"{path} is firmware for {name}: it is linked into a program and cannot be loaded here")
         self._library = _open(self.artifact.library.resolve())
         prefix = self.artifact.prefix
         self._call = _function(self._library, f"{prefix}_call")

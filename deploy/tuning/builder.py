@@ -11,9 +11,11 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tvm import tirx
 from tvm.target import Target as TvmTarget
@@ -31,6 +33,23 @@ LINK_S = 20.0
 LONGEST_REASON = 300
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+Job = TypeVar("Job", contravariant=True)
+
+
+class Workplace(Protocol[Job]):
+    """Where candidates are compiled: a folder, how many at once, and for how long each at most."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def timeout_s(self) -> float: ...
+
+    def compile(self, job: Job, folder: Path) -> None:
+        """Compile one candidate into `folder`, in a process of its own. May raise anything."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +70,12 @@ class Workshop:
             flags = ["-std=gnu11", "-O2", "-fPIC", "-c", threads, "pool.c", "-o", "pool.o"]
             shell.run([self.target.toolchain.cc, *flags], timeout_s=60, cwd=self.folder, package="build-essential")
 
-    def compile(self, func: tirx.PrimFunc, folder: Path) -> None:
+    def compile(self, job: tirx.PrimFunc, folder: Path) -> None:
         """Build one scheduled kernel into `folder`. Raises ToolError where that fails, and whatever TVM raises."""
         tvm_target = TvmTarget(self.target.tvm)
-        kernel = to_plain(func, SYMBOL, tvm_target)
+        kernel = to_plain(job, SYMBOL, tvm_target)
         build_object([kernel], tvm_target, str(folder / "candidate.o"))
-        sizes = [f"{_fill(b)}{buffer_bytes(b)}" for b in func.params]
+        sizes = [f"{_fill(b)}{buffer_bytes(b)}" for b in job.params]
         sizes += [f"z{nbytes}" for nbytes in kernel.workspace_bytes]
         (folder / SIZES).write_text(json.dumps(sizes))
         pool = [str(self.folder / "pool.o"), "-lpthread"] if self.target.threads > 1 else []
@@ -78,34 +97,34 @@ def _fill(buffer: tirx.Buffer) -> str:
     return "f" if str(buffer.ty.dtype) == "float32" else "z"
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """An error on one line: its first, and its last where there are more, which is where programs say what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")[:LONGEST_REASON]
 
 
-def _child(workshop: Workshop, func: tirx.PrimFunc, folder: Path) -> None:
+def _child(workshop: Workplace[Job], job: Job, folder: Path) -> None:
     """The forked process: compile, leave the library or a reason, and never return."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where it has no time to: nobody would look at the result
-        workshop.compile(func, folder)
+        workshop.compile(job, folder)
         code = 0
     except BaseException as error:  # whatever it was, it must not unwind into the parent's code
-        (folder / "error").write_text(_told(error))
+        (folder / "error").write_text(told(error))
     finally:
         os._exit(code)
 
 
-def _fork(workshop: Workshop, func: tirx.PrimFunc, folder: Path, running: dict[int, float]) -> int:
+def _fork(workshop: Workplace[Job], job: Job, folder: Path, running: dict[int, float]) -> int:
     """Start compiling; the process, which is in `running` with its deadline before Ctrl-C can come between."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         pid = os.fork()
         if pid == 0:
-            _child(workshop, func, folder)
+            _child(workshop, job, folder)
         running[pid] = time.monotonic() + workshop.timeout_s
         return pid
     finally:
@@ -125,18 +144,18 @@ def _reap(pid: int, deadline: float, timeout_s: float) -> str | None:
     return "" if code == 0 else f"compiling ended with {shell.exit_words(code)}"
 
 
-def compile_all(workshop: Workshop, funcs: list[tirx.PrimFunc]) -> list[Built]:
-    """Compile each scheduled kernel in a folder of its own; no process is left when this returns or raises."""
-    folders = [Path(tempfile.mkdtemp(dir=workshop.folder)) for _ in funcs]
-    reasons = [""] * len(funcs)
-    waiting = list(range(len(funcs)))[::-1]
+def compile_all(workshop: Workplace[Job], jobs: Sequence[Job]) -> list[Built]:
+    """Compile each candidate in a folder of its own; no process is left when this returns or raises."""
+    folders = [Path(tempfile.mkdtemp(dir=workshop.folder)) for _ in jobs]
+    reasons = [""] * len(jobs)
+    waiting = list(range(len(jobs)))[::-1]
     running: dict[int, float] = {}
     owner: dict[int, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workshop.workers:
                 index = waiting.pop()
-                owner[_fork(workshop, funcs[index], folders[index], running)] = index
+                owner[_fork(workshop, jobs[index], folders[index], running)] = index
             for pid, deadline in list(running.items()):
                 outcome = _reap(pid, deadline, workshop.timeout_s)
                 if outcome is not None:

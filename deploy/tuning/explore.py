@@ -12,9 +12,8 @@ from tvm.target import Target as TvmTarget
 from tvm_ffi import structural_hash
 
 from deploy.host import core_count
-from deploy.kernels import schedule as packed
 from deploy.kernels.machine import Machine
-from deploy.tuning.space import context, generic_space, packed_schedules
+from deploy.tuning.space import context, generic_space, has_list, listed_schedules
 from deploy.tuning.task import Task
 
 WARM_UP = 32  # measured candidates before the cost model's opinion is asked
@@ -61,7 +60,7 @@ class Explorer(Protocol):
 
 
 class Listed:
-    """A packed kernel: all its schedules are known. Half follow the cost model, the others the list and chance."""
+    """A kernel whose schedules are all known. Half follow the cost model, the others the list and chance."""
 
     def __init__(self, task: Task, setting: Setting, known: set[int], seed: int) -> None:
         start = Schedule(task.mod)
@@ -69,7 +68,7 @@ class Listed:
         self._model = setting.model
         self._random = random.Random(seed)
         info = ms.arg_info.ArgInfo.from_entry_func(task.mod, remove_preproc=True)
-        fresh = {structural_hash(sch.mod): sch for sch in packed_schedules(start, setting.machine)}
+        fresh = {structural_hash(sch.mod): sch for sch in listed_schedules(start, setting.machine)}
         self._left = [ms.MeasureCandidate(sch, info) for key, sch in fresh.items() if key not in known]
 
     def propose(self, count: int) -> list[ms.MeasureCandidate]:
@@ -129,5 +128,5 @@ class Evolved:
 
 def explorer_for(task: Task, setting: Setting, known: set[int], seed: int) -> Explorer:
     """How the space of `task` is searched, without the candidates whose modules have the hashes in `known`."""
-    kind = Listed if packed.is_packed(task.func) else Evolved
+    kind = Listed if has_list(task.func, setting.machine) else Evolved
     return kind(task, setting, known, seed)

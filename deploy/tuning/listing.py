@@ -1,11 +1,12 @@
 """What a tuning log holds, for people: read from its files alone, without TVM.
 
-`logs`, `kernels` and `best` return rows; `render_logs` and `render_kernels` show them as text.
+`logs`, `kernels` and `best` return rows; `render_logs`, `render_kernels` and `render_best` show them as text.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,22 @@ def render_kernels(root: Path, target: str) -> str:
         for r in kernels(root, target)
     ]
     return _table(head, cells, "<<>>><") if cells else f"no records of target {target} in {root}"
+
+
+def render_best(root: Path, target: str) -> str:
+    """The fastest record of each kernel of a target, a line of JSON each; empty where every candidate failed."""
+    lines = [
+        {
+            "fingerprint": row.fingerprint,
+            "tvm": row.tvm,
+            "kernel": row.line,
+            "arguments": row.arguments,
+            "best_s": row.best_s,
+            "record": record,
+        }
+        for row, record in best(root, target)
+    ]
+    return "\n".join(json.dumps(line) for line in lines)
 
 
 def _folders(root: Path) -> list[Path]:

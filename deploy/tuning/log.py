@@ -21,6 +21,7 @@ from tvm.s_tir.schedule import ScheduleError
 from tvm.target import Target as TvmTarget
 from tvm_ffi import structural_equal, structural_hash
 
+from deploy.kernels.micro.intrinsics import register_named
 from deploy.target import Target
 from deploy.tuning import store
 from deploy.tuning.store import FAILED_S, RECORDS, WORKLOADS, folder_for
@@ -58,9 +59,19 @@ class _Entry:
         if self.record is None and self.content:
             content, self.content = self.content, []
             with contextlib.suppress(RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+                _know_instructions(content)
                 self.record = ms.database.TuningRecord.from_json(content, self.owner)
                 database.commit_tuning_record(self.record)
         return self.record
+
+
+def _know_instructions(content: Any) -> None:
+    """Make known to TVM what a record's trace puts in the place of loops."""
+    if isinstance(content, str):
+        register_named(content)
+    elif isinstance(content, list):
+        for part in content:
+            _know_instructions(part)
 
 
 class Kernels:

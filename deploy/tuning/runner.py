@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 from tvm import tirx
 
@@ -17,6 +18,7 @@ from deploy.errors import ToolError
 from deploy.host import core_count
 from deploy.target import Target
 from deploy.tuning.builder import LIBRARY, LONGEST_REASON, SIZES, SYMBOL, Workshop, compile_all
+from deploy.tuning.task import Task
 
 PROGRAM = "time_kernel"
 SLACK_S = 5.0  # the program ends itself when its time is up; this long after that it is ended
@@ -83,12 +85,23 @@ def decode(text: str) -> Measured:
     return Measured(seconds)
 
 
+class Measuring(Protocol):
+    """Where candidates are built and measured; `largest_round` of several kernels at once, or 0: of one at a time."""
+
+    @property
+    def largest_round(self) -> int: ...
+
+    def measure(self, funcs: Sequence[tirx.PrimFunc], tasks: Sequence[Task]) -> Iterator[Measured]:
+        """What becomes of each scheduled kernel, of the task beside it."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where candidates are built and timed."""
 
     workshop: Workshop
     stopwatch: Stopwatch
+    largest_round: int = 0
 
     @classmethod
     def open(cls, target: Target, folder: Path) -> Bench:
@@ -98,7 +111,7 @@ class Bench:
         bench.stopwatch.prepare()
         return bench
 
-    def measure(self, funcs: list[tirx.PrimFunc]) -> Iterator[Measured]:
+    def measure(self, funcs: Sequence[tirx.PrimFunc], tasks: Sequence[Task] = ()) -> Iterator[Measured]:
         """Build all scheduled kernels, then time them one after the other on a machine that is quiet again."""
         for built in compile_all(self.workshop, funcs):
             yield Measured(reason=built.reason) if built.reason else self.stopwatch.time(built.folder)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target as TvmTarget
 from tvm_ffi import structural_hash
 
@@ -16,9 +18,10 @@ from deploy.kernels.for_target import machine_for
 from deploy.progress import Progress, ProgressEvent, left
 from deploy.target import Target
 from deploy.tuning.explore import Explorer, Setting, cost_model, explorer_for, result_of
+from deploy.tuning.firmware_runner import FirmwareBench
 from deploy.tuning.guard import Interrupts, temporary_folder
 from deploy.tuning.log import TuningLog, replay, time_s
-from deploy.tuning.runner import Bench, Measured
+from deploy.tuning.runner import Bench, Measured, Measuring
 from deploy.tuning.store import typical_s
 from deploy.tuning.task import Task
 
@@ -62,11 +65,15 @@ class Outcome:
 
 @dataclass
 class _State:
-    """What is known of a task: how many candidates are on record, the best time of one call, and how to go on."""
+    """What is known of a task: how many candidates are on record, the best time of one call, and how to go on.
+
+    waiting: candidates that were proposed and are yet to be measured.
+    """
 
     task: Task
     seed: int
     trials: int = 0
+    waiting: int = 0
     best_s: float = UNKNOWN
     explorer: Explorer | None = None
     used_up: bool = False
@@ -83,7 +90,7 @@ class _Run:
 
     target: Target
     log: TuningLog
-    bench: Bench
+    bench: Measuring
     tally: Tally
     progress: Progress
     interrupts: Interrupts
@@ -104,7 +111,8 @@ class _Run:
         """Build and time schedules, each of the state beside it, and put each on record as soon as it is timed."""
         found = []
         with self.interrupts.allowed():
-            measuring = self.bench.measure([schedule.mod["main"] for schedule in schedules])
+            funcs, tasks = [schedule.mod["main"] for schedule in schedules], [state.task for state in states]
+            measuring = self.bench.measure(funcs, tasks)
             for state, schedule, measured in zip(states, schedules, measuring, strict=True):
                 self._keep(state, schedule, measured)
                 found.append(measured)
@@ -150,16 +158,31 @@ class _Run:
     def search(self) -> None:
         """Measure what the explorers propose until there are enough candidates or no more to propose."""
         while self.tally.trials < self.tally.wanted:
-            state = self._next()
-            if state is None:
+            chosen = self._round()
+            if not chosen:
                 return
+            measured = self.measure([state for state, _ in chosen], [c.sch for _, c in chosen])
+            for state in {id(state): state for state, _ in chosen}.values():
+                own = [(c, m) for (s, c), m in zip(chosen, measured, strict=True) if s is state]
+                state.waiting = 0
+                assert state.explorer is not None
+                state.explorer.learn([c for c, _ in own], [result_of(m.seconds, m.reason) for _, m in own])
+
+    def _round(self) -> list[tuple[_State, ms.MeasureCandidate]]:
+        """What to measure next: candidates of one task, or of several where the bench takes as many."""
+        chosen: list[tuple[_State, ms.MeasureCandidate]] = []
+        room = min(self.tally.wanted - self.tally.trials, self.bench.largest_round or self.batch)
+        while room and (state := self._next()) is not None:
             if state.explorer is None:
                 state.explorer = self._explorer(state)
-            candidates = state.explorer.propose(min(self.batch, self.tally.wanted - self.tally.trials))
+            candidates = state.explorer.propose(min(self.batch, room))
             state.used_up = not candidates
-            if candidates:
-                measured = self.measure([state] * len(candidates), [c.sch for c in candidates])
-                state.explorer.learn(candidates, [result_of(m.seconds, m.reason) for m in measured])
+            state.waiting += len(candidates)
+            chosen += [(state, candidate) for candidate in candidates]
+            room -= len(candidates)
+            if chosen and not self.bench.largest_round:
+                break
+        return chosen
 
     def _next(self) -> _State | None:
         """The task with the most time for each candidate so far; trials end up shared out as the time is.
@@ -170,7 +193,7 @@ class _Run:
         total, slowest = sum(known), max(known, default=1.0)
 
         def claim(state: _State) -> float:
-            return (slowest if state.best_s == UNKNOWN else state.share_s) / (1 + state.trials)
+            return (slowest if state.best_s == UNKNOWN else state.share_s) / (1 + state.trials + state.waiting)
 
         open_ = [
             s for s in self.states if not s.used_up and (s.best_s == UNKNOWN or s.share_s >= SMALLEST_SHARE * total)
@@ -188,6 +211,10 @@ class _Run:
         return explorer
 
 
+def _bench(target: Target, folder: Path) -> Measuring:
+    return (FirmwareBench if target.artifact == "firmware" else Bench).open(target, folder)
+
+
 def tune(tasks: list[Task], target: Target, log: TuningLog, trials: int, progress: Progress, seed: int = 0) -> Outcome:
     """Measure until `trials` candidates of `tasks` are on record; each record is in the log at once.
 
@@ -203,7 +230,7 @@ def tune(tasks: list[Task], target: Target, log: TuningLog, trials: int, progres
         known = sum(len(log.records(task.mod)) for task in tasks)
         tally = Tally(max(0, trials - known))
         with interrupts.allowed():
-            bench = Bench.open(target, folder)
+            bench = _bench(target, folder)
         states = [_State(task, seed + number + 1) for number, task in enumerate(tasks)]
         run = _Run(target, log, bench, tally, progress, interrupts, states)
         run.measure_defaults()

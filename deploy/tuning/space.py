@@ -1,30 +1,50 @@
-"""The schedules that a kernel is searched over: a list for packed kernels, a generator for all others."""
+"""The schedules that a kernel is searched over: a list, or a generator for what is not packed and has vectors."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
+from typing import Any
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.schedule import ScheduleError
 from tvm.target import Target as TvmTarget
 
+from deploy.kernels import fallback
 from deploy.kernels import schedule as packed
 from deploy.kernels.machine import Machine
+from deploy.kernels.micro import schedule as micro
+from deploy.kernels.roles import is_packed
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 
 
-def packed_schedules(sch: Schedule, machine: Machine) -> list[Schedule]:
-    """Every variant of a packed kernel that can be applied, best guess first."""
+def has_list(func: tirx.PrimFunc, machine: Machine) -> bool:
+    """Whether `listed_schedules` has those of a kernel: TVM's own space has nothing that helps a microcontroller."""
+    return is_packed(func) or machine.microcontroller
+
+
+def listed_schedules(sch: Schedule, machine: Machine) -> list[Schedule]:
+    """Every variant of a kernel that can be applied, best guess first."""
+    func = sch.mod["main"]
+    if not is_packed(func):
+        return [fallback.schedule(func, machine, plan) for plan in fallback.plans(machine)]
+    apply: Callable[[Schedule, Any], None] = partial(packed.apply, machine=machine)
+    variants: list[Any] = []
+    if micro.is_micro(func):
+        apply, variants = micro.apply, micro.variants(func)
+    else:
+        variants = packed.variants(func, machine)
     found = []
-    for variant in packed.variants(sch.mod["main"], machine):
+    for variant in variants:
         attempt = sch.copy()
         try:
-            packed.apply(attempt, variant, machine)
+            apply(attempt, variant)
         except ScheduleError:
             continue
         found.append(attempt)

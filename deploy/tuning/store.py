@@ -6,7 +6,8 @@ tuning_logs/<target>/<fingerprint>-tvm<version>/workloads.json    one kernel a l
 ```
 
 These are the files of MetaSchedule's JSONDatabase. A record is [trace, seconds of each run, target, arguments]; a
-candidate that failed has FAILED_S as its time.
+candidate that failed has FAILED_S as its time. The seconds of a microcontroller's kernel are its instructions, counted
+in an emulator, at the target's clock, one a cycle: a single number, always the same.
 """
 
 from __future__ import annotations

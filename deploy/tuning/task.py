@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy.typing as npt
 from tvm import tirx
 from tvm.ir import IRModule
 
@@ -14,11 +16,15 @@ from deploy.lower import LoweredModel
 
 @dataclass(frozen=True)
 class Task:
-    """One kernel to tune; `calls` is how often one inference runs it."""
+    """One kernel to tune; `calls` is how often one inference runs it.
+
+    constants: those of the first call, for each input that is one, in the kernel's order; None for all others.
+    """
 
     name: str
     func: tirx.PrimFunc
     calls: int
+    constants: tuple[npt.NDArray[Any] | None, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def mod(self) -> IRModule:
@@ -33,5 +39,9 @@ def workload(func: tirx.PrimFunc) -> IRModule:
 
 def tasks(model: LoweredModel) -> list[Task]:
     """The model's distinct kernels, in the order of their first call."""
-    counts = Counter(call.kernel for call in model.graph.calls if call.kernel != COPY)
-    return [Task(name, model.kernels[name], calls) for name, calls in counts.items()]
+    calls = [call for call in model.graph.calls if call.kernel != COPY]
+    first = {call.kernel: call for call in reversed(calls)}
+    return [
+        Task(name, model.kernels[name], count, tuple(model.graph.root(i).values for i in first[name].inputs))
+        for name, count in Counter(call.kernel for call in calls).items()
+    ]
