@@ -26,9 +26,9 @@ integer.conv integer.elementwise integer.pool integer.softmax integer.shapes int
 kernels kernels.dot kernels.dot_intrinsics kernels.machine kernels.for_target kernels.buffers kernels.mathematics
 kernels.compute kernels.packing kernels.quantized kernels.legalize kernels.legalize_quantized
 kernels.roles kernels.schedule
-kernels.micro kernels.micro.smlad kernels.micro.smlad_depthwise kernels.micro.helium kernels.micro.helium_depthwise
-kernels.micro.portable kernels.micro.dsp_in_c kernels.micro.assembly kernels.micro.c_source
-kernels.micro.compute kernels.micro.rows kernels.micro.helium_compute kernels.micro.scaling
+kernels.micro kernels.micro.shapes kernels.micro.smlad kernels.micro.smlad_depthwise kernels.micro.helium
+kernels.micro.helium_depthwise kernels.micro.portable kernels.micro.dsp_in_c kernels.micro.assembly
+kernels.micro.c_source kernels.micro.compute kernels.micro.rows kernels.micro.helium_compute kernels.micro.scaling
 kernels.micro.legalize kernels.micro.legalize_scaling kernels.micro.intrinsics kernels.micro.calls
 kernels.micro.helium_multiply kernels.micro.schedule kernels.fallback kernels.default kernels.plain kernels.c_code
 kernels.in_place

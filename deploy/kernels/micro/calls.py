@@ -17,7 +17,7 @@ from deploy.kernels.micro.compute import OVERWRITTEN, PLANE, WIDENED
 from deploy.kernels.micro.helium import COPY, SET, HeliumKernel
 from deploy.kernels.micro.helium_depthwise import GatheredKernel, Planes
 from deploy.kernels.micro.portable import PortableDepthwise, PortableKernel, PortablePlane
-from deploy.kernels.micro.smlad import FILL, PREFIX, WIDEN
+from deploy.kernels.micro.smlad import FILL, WIDEN, MicroKernel
 from deploy.kernels.micro.smlad_depthwise import DepthwiseKernel, Plane
 
 
@@ -39,7 +39,7 @@ def _micro_kernel(call: ir.Call) -> ir.Call:
         kernel = kind.of(symbol)
         if kernel is not None and len(arguments) == 3:
             return tirx.call_extern("int32", replace(kernel, pitch=int(pitch)).symbol, *arguments)
-    if symbol.startswith(PREFIX):
+    if MicroKernel.of(symbol) is not None:
         return tirx.call_extern("int32", symbol, *arguments, pitch.astype("int32"))
     return call
 

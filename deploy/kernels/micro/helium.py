@@ -7,7 +7,6 @@ the lanes beyond the last tap switched off.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,15 +15,14 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from deploy.kernels.micro.shapes import Shape
 from deploy.kernels.micro.smlad import constant, function
 
-PREFIX = "tvm_deploy_vmlava"
 COPY = "tvm_deploy_copy"  # void f(const int8_t *from, int8_t *to, int32_t count)
 SET = "tvm_deploy_set"  # void f(int8_t *to, int32_t count, int32_t value)
 LANES = 16
 CALL = 30  # instructions around one call
 FARTHEST = 255  # offset of a gathering load of bytes
-_SYMBOL = re.compile(PREFIX + r"_(\d+)x(\d+)x(\d+)_(\d+)x(\d+)_(\d+)_(\d+)_(\d+)")
 _SUMS = ("r4", "r6", "r8", "r10", "r12", "r2")
 _PIXELS = ("r0", "r3", "r7")  # the next activations of each pixel
 _ADDRESSES = ("r5", "r3", "r7")  # of each pixel, where all its taps are gathered from there
@@ -33,13 +31,17 @@ _UNROLLED = 12  # vectors of activations that are written out
 
 
 @dataclass(frozen=True)
-class HeliumKernel:
+class HeliumKernel(Shape):
     """sums[pixel, channel] = sum of image[row * pitch + pixel * step + tap] * weights[row, tap, channel].
 
     `pixels` x `total` sums of int32, one after the other, of which a block has `channels`; `rows` x `taps` int8
     activations; a pixel's lie `step` after the last one's, a row's `pitch`. `together` is 1 where the taps of all rows
     are gathered into the same vectors: a row of few taps would leave most lanes empty.
+
+    Its function: `void f(const int8_t *image, const int8_t *weights, int32_t *sums)`.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_vmlava"
 
     lanes: ClassVar[int] = LANES
     mark: ClassVar[str] = "deploy.helium"  # annotates the accumulation: sizes, dilation
@@ -56,18 +58,6 @@ class HeliumKernel:
     def __post_init__(self) -> None:
         if not 1 <= self.pixels <= len(_PIXELS) or not 1 <= self.pixels * self.channels <= len(_SUMS):
             raise ValueError(f"no micro-kernel has {self.pixels} pixels and {self.channels} channels")
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *image, const int8_t *weights, int32_t *sums)`."""
-        block = f"{self.pixels}x{self.channels}x{self.total}"
-        return f"{PREFIX}_{block}_{self.rows}x{self.taps}_{self.step}_{self.together}_{self.pitch}"
-
-    @classmethod
-    def of(cls, symbol: str) -> HeliumKernel | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -6,31 +6,32 @@ around them. One gathering load then takes all taps of a window (up to 16), and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from deploy.kernels.micro.helium import LANES, moved
+from deploy.kernels.micro.shapes import PlaneShape, Shape
 from deploy.kernels.micro.smlad import constant, function
 
-PREFIX = "tvm_deploy_gathered"
-PLANES = "tvm_deploy_planes"
 GROUP = 4  # channels
 FARTHEST = 255  # offset of a gathering load of bytes
-_SYMBOL = re.compile(PREFIX + r"_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)_(\d+)")
-_PLANES_SYMBOL = re.compile(PLANES + r"_(\d+)x(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(m?\d+)")
 _UNROLLED = 4  # sums in one turn of the loop
 
 
 @dataclass(frozen=True)
-class GatheredKernel:
+class GatheredKernel(Shape):
     """sums[h, w, c] = over the kernel of plane c at [h * stride + kh, w * stride + kw] * weights[c, kh, kw].
 
     There are four planes, one a channel, `plane` bytes apart; their rows lie `pitch` bytes apart.
+
+    Its function: `void f(const int8_t *planes, const int8_t *weights, int32_t *sums)`.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_gathered"
 
     rows: int
     columns: int
@@ -40,18 +41,6 @@ class GatheredKernel:
     stride_w: int
     pitch: int = 0
     plane: int = 0
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *planes, const int8_t *weights, int32_t *sums)`."""
-        sizes = f"{self.rows}x{self.columns}_{self.kernel_h}x{self.kernel_w}_{self.stride_h}x{self.stride_w}"
-        return f"{PREFIX}_{sizes}_{self.pitch}_{self.plane}"
-
-    @classmethod
-    def of(cls, symbol: str) -> GatheredKernel | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     def assembly(self) -> str:
         """The function in GNU assembler syntax.
@@ -96,32 +85,13 @@ def fits(height: int, width: int, columns: int, stride: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Planes:
-    """Four channels' images: [height, width, channels] int8 → [4, rows, pitch], `border` around each."""
+class Planes(PlaneShape):
+    """Four channels' images: [height, width, channels] int8 → [4, rows, pitch], `border` around each.
 
-    height: int
-    width: int
-    channels: int
-    top: int
-    left: int
-    rows: int
-    pitch: int
-    border: int
+    Its function: `void f(const int8_t *channels, int8_t *planes)`.
+    """
 
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *channels, int8_t *planes)`."""
-        border = f"m{-self.border}" if self.border < 0 else f"{self.border}"
-        image, place = f"{self.height}x{self.width}x{self.channels}", f"{self.top}x{self.left}"
-        return f"{PLANES}_{image}_{place}_{self.rows}x{self.pitch}_{border}"
-
-    @classmethod
-    def of(cls, symbol: str) -> Planes | None:
-        """The copy of a symbol, or nothing for any other function."""
-        found = _PLANES_SYMBOL.fullmatch(symbol)
-        if found is None:
-            return None
-        return cls(*(int(number.replace("m", "-")) for number in found.groups()))
+    prefix: ClassVar[str] = "tvm_deploy_planes"
 
     def assembly(self) -> str:
         """The function in GNU assembler syntax: fill the planes, then scatter pixel by pixel; q1: where they begin.

@@ -7,7 +7,6 @@ load for each activation and each weight, and a multiplication and an addition f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +14,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from deploy.kernels.micro.shapes import PlaneShape, Shape
+
 MICRO = "TVM_DEPLOY_MICRO"  # a macro of the file around a function: how it is linked
-_SYMBOL = re.compile(r"tvm_deploy_portable_(\d+)x(\d+)x(\d+)_(\d+)x(\d+)_(\d+)_(\d+)")
-_DEPTHWISE_SYMBOL = re.compile(r"tvm_deploy_portable_depthwise_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)_(\d+)")
-_PLANE_SYMBOL = re.compile(r"tvm_deploy_portable_plane_(\d+)x(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(m?\d+)")
 _POINTERS = 3  # registers that a loop needs beside sums and activations: two addresses and a weight
 _PIXELS, _CHANNELS = 4, 8  # the most of a block
 _COLUMNS = 8  # the most sums of a depthwise kernel's block
@@ -51,12 +49,16 @@ def advanced(pointer: str, amount: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PortableKernel:
+class PortableKernel(Shape):
     """sums[pixel, channel] = sum of image[row * pitch + pixel * step + tap] * weights[row, tap, channel].
 
     `pixels` x `total` sums of int32, one after the other, of which a block has `channels`; `rows` x `taps` int8
     activations; a pixel's lie `step` after the last one's, a row's `pitch`. As for Helium's, with one lane.
+
+    Its function: `void f(const int8_t *image, const int8_t *weights, int32_t *sums)`.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_portable"
 
     lanes: ClassVar[int] = 1
     mark: ClassVar[str] = "deploy.portable"  # annotates the accumulation: sizes, dilation
@@ -69,18 +71,6 @@ class PortableKernel:
     taps: int
     step: int
     pitch: int = 0
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *image, const int8_t *weights, int32_t *sums)`."""
-        block = f"{self.pixels}x{self.channels}x{self.total}"
-        return f"tvm_deploy_portable_{block}_{self.rows}x{self.taps}_{self.step}_{self.pitch}"
-
-    @classmethod
-    def of(cls, symbol: str) -> PortableKernel | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -170,11 +160,15 @@ def in_blocks(weights: npt.NDArray[np.generic], channels: int) -> npt.NDArray[np
 
 
 @dataclass(frozen=True)
-class PortableDepthwise:
+class PortableDepthwise(Shape):
     """sums[h, w] = over the kernel of image[h * stride + kh, w * stride + kw] * taps[kh, kw], for one channel.
 
     rows x columns sums of int32, of which a block has up to `block`; the image's rows lie `pitch` int8 apart.
+
+    Its function: `void f(const int8_t *image, const int8_t *taps, int32_t *sums)`.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_portable_depthwise"
 
     rows: int
     columns: int
@@ -184,18 +178,6 @@ class PortableDepthwise:
     stride_w: int
     block: int
     pitch: int = 0
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *image, const int8_t *taps, int32_t *sums)`."""
-        sizes = f"{self.rows}x{self.columns}_{self.kernel_h}x{self.kernel_w}_{self.stride_h}x{self.stride_w}"
-        return f"tvm_deploy_portable_depthwise_{sizes}_{self.block}_{self.pitch}"
-
-    @classmethod
-    def of(cls, symbol: str) -> PortableDepthwise | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _DEPTHWISE_SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     def c(self) -> str:
         """The function in C99."""
@@ -228,32 +210,13 @@ def sums_in_registers(columns: int, taps: int, registers: int) -> int:
 
 
 @dataclass(frozen=True)
-class PortablePlane:
-    """One channel's image: [height, width, channels] int8 → [rows, pitch] int8, `border` around it."""
+class PortablePlane(PlaneShape):
+    """One channel's image: [height, width, channels] int8 → [rows, pitch] int8, `border` around it.
 
-    height: int
-    width: int
-    channels: int
-    top: int
-    left: int
-    rows: int
-    pitch: int
-    border: int
+    Its function: `void f(const int8_t *channel, int8_t *plane)`.
+    """
 
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *channel, int8_t *plane)`."""
-        border = f"m{-self.border}" if self.border < 0 else f"{self.border}"
-        image, place = f"{self.height}x{self.width}x{self.channels}", f"{self.top}x{self.left}"
-        return f"tvm_deploy_portable_plane_{image}_{place}_{self.rows}x{self.pitch}_{border}"
-
-    @classmethod
-    def of(cls, symbol: str) -> PortablePlane | None:
-        """The copy of a symbol, or nothing for any other function."""
-        found = _PLANE_SYMBOL.fullmatch(symbol)
-        if found is None:
-            return None
-        return cls(*(int(number.replace("m", "-")) for number in found.groups()))
+    prefix: ClassVar[str] = "tvm_deploy_portable_plane"
 
     def c(self) -> str:
         """The function in C99."""

@@ -10,31 +10,36 @@ sums the even channel; the odd one is their difference divided by 256, exact as 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-PREFIX = "tvm_deploy_smlad"
+from deploy.kernels.micro.shapes import Shape
+
 FILL = "tvm_deploy_fill"  # void f(int16_t *to, int32_t count, int32_t value)
 WIDEN = "tvm_deploy_widen"  # void f(const int8_t *from, int16_t *to, int32_t count)
 LARGEST_SUM = 2**23  # of the digit that is read off the upper 24 bits
 _NEXT_ROW = (
     "ldr r2, [sp, #4]", "subs r2, r2, #1", "str r2, [sp, #4]", "ldr r3, [sp, #12]", "add r0, r0, r3", "bne 1b"
 )  # fmt: skip
-_SYMBOL = re.compile(PREFIX + r"_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)_(\d+)")
 _SUMS = ("r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11")
 
 
 @dataclass(frozen=True)
-class MicroKernel:
+class MicroKernel(Shape):
     """sums[pixel, channel] += over rows and pairs of activations[row, pixel * step + k] * weights[row, k, channel].
 
     `pixels` x `channels` sums of int32; `rows` x `pairs` of two int16 activations; pixels lie `step` activations apart;
     `unroll` pairs are one turn of the innermost loop.
+
+    Its function: `void f(const int16_t *activations, const int16_t *weights, int32_t *sums, int32_t pitch)`, pitch in
+    bytes, from the end of what one row reads for the first pixel to the start of the next row.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_smlad"
 
     pixels: int
     channels: int
@@ -48,20 +53,6 @@ class MicroKernel:
             raise ValueError(f"no micro-kernel has {self.pixels} pixels and {self.channels} channels")
         if self.step * 2 + 4 > 4095 or min(self.rows, self.pairs) < 1:
             raise ValueError(f"no micro-kernel has {self.rows} rows of {self.pairs} pairs, {self.step} apart")
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int16_t *activations, const int16_t *weights, int32_t *sums, int32_t pitch)`.
-
-        pitch: bytes from the end of what one row reads for the first pixel to the start of the next row.
-        """
-        return f"{PREFIX}_{self.pixels}x{self.channels}_{self.rows}x{self.pairs}_{self.step}_{self.unroll}"
-
-    @classmethod
-    def of(cls, symbol: str) -> MicroKernel | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     def assembly(self) -> str:
         """The function in GNU assembler syntax.

@@ -7,19 +7,16 @@ w2 w3, ... fit them, for the second one w1 w2, w3 w4, ... (at a stride of two bo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from deploy.kernels.micro.shapes import PlaneShape, Shape
 from deploy.kernels.micro.smlad import constant, function
 
-PREFIX = "tvm_deploy_depthwise"
-PLANE = "tvm_deploy_plane"
-_SYMBOL = re.compile(PREFIX + r"_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(\d+)")
-_PLANE_SYMBOL = re.compile(PLANE + r"_(\d+)x(\d+)x(\d+)_(\d+)x(\d+)_(\d+)x(\d+)_(m?\d+)")
 _FIRST = {"lad": "smuad", "labt": "smulbt", "latb": "smultb"}  # the instruction that begins a sum
 _WEIGHTS = ("r4", "r5", "r6", "r7", "r8", "r9")
 
@@ -60,11 +57,15 @@ class Taps:
 
 
 @dataclass(frozen=True)
-class DepthwiseKernel:
+class DepthwiseKernel(Shape):
     """sums[h, w] = over the kernel of image[h * stride + kh, w * stride + kw] * taps[kh, kw], for one channel.
 
     rows x columns sums of int32, an even number of columns; the image's rows lie `pitch` int16 apart.
+
+    Its function: `void f(const int16_t *image, const int16_t *taps, int32_t *sums)`.
     """
+
+    prefix: ClassVar[str] = "tvm_deploy_depthwise"
 
     rows: int
     columns: int
@@ -73,18 +74,6 @@ class DepthwiseKernel:
     stride_h: int
     stride_w: int
     pitch: int = 0
-
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int16_t *image, const int16_t *taps, int32_t *sums)`."""
-        sizes = f"{self.rows}x{self.columns}_{self.kernel_h}x{self.kernel_w}_{self.stride_h}x{self.stride_w}"
-        return f"{PREFIX}_{sizes}_{self.pitch}"
-
-    @classmethod
-    def of(cls, symbol: str) -> DepthwiseKernel | None:
-        """The micro-kernel of a symbol, or nothing for any other function."""
-        found = _SYMBOL.fullmatch(symbol)
-        return None if found is None else cls(*map(int, found.groups()))
 
     @property
     def taps(self) -> Taps:
@@ -166,33 +155,13 @@ class DepthwiseKernel:
 
 
 @dataclass(frozen=True)
-class Plane:
-    """One channel's image as int16: [height, width, channels] int8 → [rows, pitch], `border` around it."""
+class Plane(PlaneShape):
+    """One channel's image as int16: [height, width, channels] int8 → [rows, pitch], `border` around it.
 
-    height: int
-    width: int
-    channels: int
-    top: int
-    left: int
-    rows: int
-    pitch: int
-    border: int
+    Its function: `void f(const int8_t *channel, int16_t *plane)`.
+    """
 
-    @property
-    def symbol(self) -> str:
-        """Its function: `void f(const int8_t *channel, int16_t *plane)`."""
-        border = f"m{-self.border}" if self.border < 0 else f"{self.border}"
-        return (
-            f"{PLANE}_{self.height}x{self.width}x{self.channels}_{self.top}x{self.left}_{self.rows}x{self.pitch}_{border}"
-        )
-
-    @classmethod
-    def of(cls, symbol: str) -> Plane | None:
-        """The copy of a symbol, or nothing for any other function."""
-        found = _PLANE_SYMBOL.fullmatch(symbol)
-        if found is None:
-            return None
-        return cls(*(int(number.replace("m", "-")) for number in found.groups()))
+    prefix: ClassVar[str] = "tvm_deploy_plane"
 
     def assembly(self) -> str:
         """The function in GNU assembler syntax: fill the plane, eight numbers at a time, then copy row by row.
