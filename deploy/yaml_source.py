@@ -200,6 +200,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> InputE
     mark = error.problem_mark or error.context_mark
     if mark is None:
         return InputError(f"{source}: is not valid YAML ({error.problem or error.context})")
+    if "nesting depth" in (error.problem or ""):  # PyYAML's own limit, which it meets while it looks ahead
+        return InputError(f"{source}:{mark.line + 1}: is nested deeper than {MAX_DEPTH} levels")
     place = f"{source}:{mark.line + 1}:{mark.column + 1}"
     culprit = "".join(text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1]
     if culprit == "\t":
