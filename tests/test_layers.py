@@ -43,7 +43,7 @@ aot.emit aot.emit_header aot.emit_source aot.emit_extras
 aot.emit_firmware aot.archive aot.build
 compile
 runtime
-device.protocol device.bench device.local device.qemu
+device.protocol device.folder device.bench device.local device.qemu
 device.serial_frames device.serial_link device.serial_image device.serial_board device.serial device
 tuning tuning.task tuning.store tuning.listing tuning.log tuning.builder tuning.runner tuning.firmware_task
 tuning.firmware_runner tuning.guard tuning.space tuning.explore tuning.search

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
 from deploy import shell
 from deploy.device import bench
+from deploy.device.folder import InFolder
 from deploy.device.protocol import Condition, DeviceRun, RunPlan
 from deploy.errors import DeviceError, InputError, ToolError
 from deploy.model_spec import TensorSpec
@@ -26,7 +26,7 @@ _COMPILE_S = 120.0
 _START_S = 10.0  # to start the program and load the library once more, for the meter
 
 
-class LocalDevice:
+class LocalDevice(InFolder):
     """Runs libraries on this machine. The measuring program is built when the device is entered.
 
     cc: the C compiler. pin: whether to keep the program on `threads` CPUs, the fastest and highest-numbered ones that
@@ -50,26 +50,17 @@ class LocalDevice:
         self._threads = threads
         self._open_meter = open_meter
         self._sysfs = sysfs_root
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         """Build the measuring program. Raises ToolError: the compiler is missing or fails, or the disk is full."""
         with _disk_errors("the measuring program"):
-            self._folder = tempfile.TemporaryDirectory(prefix="tvm-deploy-", ignore_cleanup_errors=True)
+            self._open()
         try:
             shell.run(bench.compile_command(self._cc, str(BENCH), self._program), timeout_s=_COMPILE_S)
         except BaseException:
-            self._folder.cleanup()
-            self._folder = None
+            self._close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def run(
         self,
@@ -98,12 +89,6 @@ class LocalDevice:
                 run = [*base, *_stored(inputs[:1], Path(folder) / "first")]
                 energy = self._energy(run, plan.energy_seconds, plan.timeout_s, answer.batch)
         return _device_run(answer, arrays, conditions, energy)
-
-    @property
-    def _work(self) -> str:
-        if self._folder is None:
-            raise RuntimeError("the device is not open: use it in a with statement")
-        return self._folder.name
 
     @property
     def _program(self) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 from numpy.typing import NDArray
 
 from deploy import shell
 from deploy.device import bench
+from deploy.device.folder import InFolder
 from deploy.device.protocol import DeviceRun, RunPlan
 from deploy.errors import DeviceError, InputError, ToolError
 from deploy.firmware import harness
@@ -29,7 +28,7 @@ _STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 _SHOWN = 200  # characters of what QEMU said
 
 
-class QemuDevice:
+class QemuDevice(InFolder):
     """Runs firmware libraries of one target; the part of the harness that fits all models is compiled on entering.
 
     Raises InputError for a target that lacks what an image needs: clock, memory with its addresses, machine.
@@ -49,28 +48,19 @@ class QemuDevice:
             raise InputError(f"target {target.name} has no {missing[0]}, which running it in QEMU needs")
         self._target = target
         self._tick = harness.tick_flags(cast("float | None", target.device.get("tick")))
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         """Compile the harness. Raises DeviceError: QEMU is missing; ToolError: the compiler is, or it fails."""
         if shell.which(self._program) is None:
             raise DeviceError(f"{self._program} was not found: install it ({shell.package_of(self._program)})")
-        self._folder = tempfile.TemporaryDirectory(prefix="tvm-deploy-", ignore_cleanup_errors=True)
+        self._open()
         try:
             for name in self._own:
                 self._compile(source_path(name), f"{name}.o", self._tick)
         except BaseException:
-            self._folder.cleanup()
-            self._folder = None
+            self._close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def run(
         self,
@@ -133,12 +123,6 @@ class QemuDevice:
     @property
     def _program(self) -> str:
         return str(self._target.device.get("program") or PROGRAM)
-
-    @property
-    def _work(self) -> Path:
-        if self._folder is None:
-            raise RuntimeError("the device is not open: use it in a with statement")
-        return Path(self._folder.name)
 
     def _compile(self, source: Path, result: str, flags: Sequence[str]) -> None:
         command = compile_command(self._target.toolchain, [*_STRICT, *flags], str(source), result)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 from numpy.typing import NDArray
 
 from deploy import shell
 from deploy.device import bench
+from deploy.device.folder import InFolder
 from deploy.device.protocol import Condition, DeviceRun, RunPlan
 from deploy.device.serial_board import Board
 from deploy.device.serial_image import (
@@ -43,7 +42,7 @@ _UNBUILT = Image(Path("image.elf"), Path("image.bin"))
 _COUNTER = 2.0**32  # of cycles, after which DWT begins again
 
 
-class SerialDevice:
+class SerialDevice(InFolder):
     """Runs firmware libraries of one target on a board. Raises InputError: the target lacks something.
 
     Times are `measured` in cycles of the board. Where the target says that the board is `emulated`, they are that, or
@@ -73,20 +72,12 @@ class SerialDevice:
             stopwatch(target)
             board_files(target)
         flash_command(flash, _UNBUILT, self._port)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         """Get ready. Raises InputError: what drives serial ports is not installed."""
         _pyserial()
-        self._folder = tempfile.TemporaryDirectory(prefix="tvm-deploy-", ignore_cleanup_errors=True)
+        self._open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def run(
         self,
@@ -103,12 +94,11 @@ class SerialDevice:
         src/model.c beside the library. `timeout` of the device is the longest that the board may be silent and that an
         inference may take.
         """
-        if self._folder is None:
-            raise RuntimeError("the device is not open: use it in a with statement")
+        work = self._work
         if not library.is_file():
             raise InputError(f"there is no library {library}: give the libmodel.a of an artifact")
         if self._flash:
-            self._put(library.absolute(), prefix, Path(self._folder.name))
+            self._put(library.absolute(), prefix, work)
         given = cast("float | None", self._target.device.get("timeout"))
         with _open(self._port, self._baud) as line:
             link = Link(line, self._baud, given or PATIENCE_S)
