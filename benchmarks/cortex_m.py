@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rounds
 from rich.console import Console
 from rich.table import Table
 
@@ -76,11 +76,6 @@ class Row:
     def ratio(self) -> float | None:
         """Instructions as a multiple of the peer's."""
         return None if self.peer_instructions is None else self.instructions / self.peer_instructions
-
-
-def geometric_mean(ratios: Sequence[float]) -> float | None:
-    """Of the ratios, or nothing without any."""
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 
 def measure(path: Path, target_name: str, inputs: int, trials: int) -> Row:
@@ -161,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = list(_rows(options, console))
     console.print(table(rows))
     ratios = {t: [r.ratio for r in rows if r.target == t and r.ratio is not None] for t in options.targets}
-    means: dict[str, Any] = {t: geometric_mean(found) for t, found in ratios.items() if found}
+    means: dict[str, Any] = {t: rounds.geomean(found) for t, found in ratios.items() if found}
     for name, mean in means.items():
         console.print(f"{name}: geometric mean of the ratios {mean:.2f}")
     if options.json:

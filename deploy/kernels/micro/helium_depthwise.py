@@ -13,12 +13,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from deploy.kernels.micro.helium import LANES, moved
+from deploy.kernels.micro.helium import FARTHEST, LANES, moved
 from deploy.kernels.micro.shapes import PlaneShape, Shape
 from deploy.kernels.micro.smlad import constant, function
 
 GROUP = 4  # channels
-FARTHEST = 255  # offset of a gathering load of bytes
 _UNROLLED = 4  # sums in one turn of the loop
 
 

@@ -58,13 +58,20 @@ class _Micro(PyExprMutator):  # type: ignore[misc]
     def _value(self, expr: relax.Expr) -> Any:
         return self.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
 
-    def _conv2d(self, call: Call) -> relax.Expr | None:
-        attrs, groups = call.attrs, int(call.attrs.groups)
+    def _operands(self, call: Call) -> tuple[Stored, Array] | None:
+        """The stored activation and the constant weight of an operator, where both are int8."""
         stored, weight = stored_operand(self._value, call.args[0]), array_of(call.args[1])
-        if attrs.data_layout != "NHWC" or attrs.out_layout not in ("", "NHWC") or str(call.ty.dtype) != "int32":
-            return None
         if stored is None or stored.dtype != "int8" or weight is None or weight.dtype != np.int8:
             return None
+        return stored, weight
+
+    def _conv2d(self, call: Call) -> relax.Expr | None:
+        attrs, groups, operands = call.attrs, int(call.attrs.groups), self._operands(call)
+        if attrs.data_layout != "NHWC" or attrs.out_layout not in ("", "NHWC") or str(call.ty.dtype) != "int32":
+            return None
+        if operands is None:
+            return None
+        stored, weight = operands
         kernel = as_hwio(weight, str(attrs.kernel_layout), groups)
         window = Window(pair(attrs.strides), pair(attrs.dilation), four(attrs.padding))
         height, width, inputs, channels = kernel.shape
@@ -148,9 +155,10 @@ class _Micro(PyExprMutator):  # type: ignore[misc]
         return self.machine.micro == "helium" and whole and fits(height, width, columns, window.stride[1])
 
     def _matmul(self, call: Call) -> relax.Expr | None:
-        stored, weight = stored_operand(self._value, call.args[0]), array_of(call.args[1])
-        if stored is None or stored.dtype != "int8" or weight is None or weight.dtype != np.int8 or weight.ndim != 2:
+        operands = self._operands(call)
+        if operands is None or operands[1].ndim != 2:
             return None
+        stored, weight = operands
         return self._product(stored, weight[None], prod(shape_of(call)[:-1]))
 
     def _sums(

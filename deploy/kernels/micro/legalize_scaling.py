@@ -213,4 +213,4 @@ def channel_sums(packed: Array) -> Array:
 
 def scaled_in_32_bits() -> tvm.ir.transform.Pass:
     """Pass: sums are scaled in 32 bits, where they are small enough for that."""
-    return per_function(partial(_Scaling), "ScaledIn32Bits")
+    return per_function(_Scaling, "ScaledIn32Bits")
