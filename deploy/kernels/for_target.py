@@ -11,7 +11,7 @@ from deploy.target import Target
 
 # Cortex-M cores with Helium, and those that have only the DSP extension.
 HELIUM_CORES = frozenset({"cortex-m52", "cortex-m55", "cortex-m85"})
-REGISTERS = {"thumbv6m": 8, "riscv32": 26}  # general ones that hold operands, where there are not 13
+REGISTERS = {"thumbv6m": 8, "riscv32": 26, "riscv64": 26}  # general ones that hold operands, where there are not 13
 DSP_CORES = frozenset({"cortex-m4", "cortex-m7", "cortex-m33", "cortex-m35p"})
 
 

@@ -21,7 +21,7 @@ _POINTERS = 3  # registers that a loop needs beside sums and activations: two ad
 _PIXELS, _CHANNELS = 4, 8  # the most of a block
 _COLUMNS = 8  # the most sums of a depthwise kernel's block
 _UNROLLED = 4  # taps in one turn of the innermost loop
-_WRITTEN_OUT = 28  # taps without a loop
+_WRITTEN_OUT = 16  # taps without a loop
 _CALL = 20  # instructions around one call, and around one block of channels
 
 

@@ -55,17 +55,23 @@ class Term:
 
 
 def _high_half(value: Expr, multiplier: Expr, left: int, clamped: bool) -> Expr:
+    given = tirx.Var("sum", "int32")
+    within = given
     if clamped:
-        value = tirx.max(tirx.min(value, tirx.const((1 << 30) - 1, "int32")), tirx.const(-(1 << 30), "int32"))
-    wide = (value << tirx.const(left + 1, "int32")).astype("int64") * multiplier
-    return ((wide + tirx.const(1 << 31, "int64")) >> tirx.const(32, "int64")).astype("int32")
+        within = tirx.max(tirx.min(given, tirx.const((1 << 30) - 1, "int32")), tirx.const(-(1 << 30), "int32"))
+    wide = (within << tirx.const(left + 1, "int32")).astype("int64") * multiplier
+    high = ((wide + tirx.const(1 << 31, "int64")) >> tirx.const(32, "int64")).astype("int32")
+    return tirx.Let(given, value, high)
 
 
 def _divided(value: Expr, less: Expr, positive: bool) -> Expr:
-    """value / 2^(less + 1); TVM's analysis of a shift by a difference is wrong, so that 1 is subtracted before."""
-    if not positive:
-        value = value + (value >> tirx.const(31, "int32"))
-    return ((value >> less) + tirx.const(1, "int32")) >> tirx.const(1, "int32")
+    """value / 2^(less + 1); TVM's analysis of a shift by a difference is wrong, so that 1 is subtracted before.
+
+    A variable for what is scaled: without, an expression doubles, and TVM takes long where scales follow each other.
+    """
+    high, one = tirx.Var("high", "int32"), tirx.const(1, "int32")
+    down = high if positive else high + (high >> tirx.const(31, "int32"))
+    return tirx.Let(high, value, ((down >> less) + one) >> one)
 
 
 def scaled(data: te.Tensor, multiplier: te.Tensor, shift: te.Tensor, like: Scale) -> te.Tensor:
