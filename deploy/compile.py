@@ -26,6 +26,7 @@ from deploy.lower import LoweredModel, explained, lower
 from deploy.model_spec import SourceModel
 from deploy.relax_import import RelaxModel, import_model
 from deploy.target import Target
+from deploy.target_memory import memory_facts
 
 QUANTIZED = {"quantize", "dequantize"}
 TOOLS = ("apache-tvm", "torch", "onnx", "onnxruntime", "ai-edge-litert", "xgboost-cpu", "numpy")
@@ -131,7 +132,7 @@ def _facts(
             "fingerprint": target.fingerprint(),
             "tvm": {**dict(target.tvm_options), **target.tvm},
             "toolchain": asdict(target.toolchain),
-            "memory": asdict(target.memory),
+            "memory": memory_facts(target.memory),
         },
         "threads": target.threads,
         "inputs": spec_facts(source.inputs),
@@ -162,8 +163,11 @@ def build(
         )
         facts = {
             **facts,
-            "sizes": asdict(sizes),
-            "memory_plan": {name: [offset, graph.tensors[name].nbytes] for name, offset in plan.offsets.items()},
+            "sizes": sizes.facts,
+            "memory_plan": {
+                name: [offset, graph.tensors[name].nbytes, *([plan.pool_of[name]] if name in plan.pool_of else [])]
+                for name, offset in plan.offsets.items()
+            },
             "calls": [call.kernel for call in graph.calls],
             "files": file_hashes(folder),
         }

@@ -98,6 +98,8 @@ def _firmware(artifact: Artifact, measured: Measurement) -> Firmware | None:
         instructions=measured.instructions,
         layers=tuple(Layer(kernel, count) for kernel, count in layers),
         how="measured" if measured.how == "measured" else "emulated",
+        pools=sizes.get("pools", {}),
+        external_flash_bytes=flash.get("external", 0),
     )
 
 

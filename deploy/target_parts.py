@@ -1,4 +1,4 @@
-"""The parts a target is made of: memory, toolchain, device, power and TVM's own options."""
+"""The parts a target is made of: toolchain, device, power and TVM's own options; `target_memory` has its memories."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ DEVICES: dict[str, Table] = {
         "port": "count",
         "user": "text",
         "identity": "text",
+        "config": "text",
         "directory": "text",
+        "run_with": "texts",
+        "emulated": "flag",
         "timeout": "time",
     },
     "replay": {"recording": "text"},
@@ -81,28 +84,9 @@ POWER: dict[str, Table] = {
     "auto": {"root": "text", "rails": "texts", "active": "power", "idle": "power"},
 }
 # What belongs to one laboratory: allowed in a user's own files, kept out of the shipped targets.
-LAB_KEYS = frozenset({"tracker", "host", "port", "user", "identity", "recording", "root"})
+LAB_KEYS = frozenset({"tracker", "host", "port", "user", "identity", "config", "recording", "root"})
 _DEVICES_OF = {"shared-library": ("local", "qemu", "rpc", "ssh", "replay"), "firmware": ("qemu", "serial", "replay")}
-_MEMORY: Table = {"flash": "bytes", "flash_at": "address", "ram": "bytes", "ram_at": "address"}
 _TOOLCHAIN: Table = {"cc": "text", "cflags": "texts", "ldflags": "texts"}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of flash and RAM a device has, None where there is no fixed limit; the addresses at which they begin."""
-
-    flash: int | None = None
-    ram: int | None = None
-    flash_at: int | None = None
-    ram_at: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, size in (("flash", self.flash), ("ram", self.ram)):
-            if size is not None and size <= 0:
-                raise InputError(f"memory: {name} must be more than zero bytes")
-        for name, address in (("flash_at", self.flash_at), ("ram_at", self.ram_at)):
-            if address is not None and not 0 <= address < 2**32:
-                raise InputError(f"memory: {name} must be an address of 32 bits, such as 0x20000000")
 
 
 @dataclass(frozen=True)
@@ -167,7 +151,9 @@ class PowerSpec(_Kinded):
 
 
 def check_device(artifact: str, device: DeviceSpec) -> None:
-    """Raise InputError when a device of this kind cannot run the artifact."""
+    """Raise InputError when a device of this kind cannot run the artifact, or there is no such artifact."""
+    if artifact not in ARTIFACTS:
+        raise InputError(f'artifact "{artifact}" is not one of {", ".join(ARTIFACTS)}')
     allowed = _DEVICES_OF[artifact]
     if device.kind not in allowed:
         kinds = ", ".join(allowed)
@@ -201,12 +187,6 @@ def parse_tvm(node: Node) -> Options:
     return (("kind", kind), *options.items())
 
 
-def parse_memory(node: Node) -> Memory:
-    """Return `{flash: 4 MiB, ram: 512 KiB}` as Memory."""
-    values = cast("dict[str, int]", dict(fields.read(node, "memory", _MEMORY)))
-    return node.placing(lambda: Memory(**values))
-
-
 def parse_toolchain(node: Node) -> Toolchain:
     """Return `{cc: arm-none-eabi-gcc, cflags: [...], ldflags: [...]}` as Toolchain."""
     values = dict(fields.read(node, "toolchain", _TOOLCHAIN))
@@ -236,12 +216,6 @@ def plain_tvm(options: Options) -> dict[str, Plain]:
     """Return the plain data that `parse_tvm` reads."""
     kind = str(dict(options)["kind"])
     return {"kind": kind, **fields.write(options[1:], TVM[kind])}
-
-
-def plain_memory(memory: Memory) -> dict[str, Plain]:
-    """Return the plain data that `parse_memory` reads."""
-    every = {name: getattr(memory, name) for name in _MEMORY}
-    return fields.write(tuple((name, value) for name, value in every.items() if value is not None), _MEMORY)
 
 
 def plain_toolchain(toolchain: Toolchain) -> dict[str, Plain]:

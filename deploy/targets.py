@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from deploy import target, units, yaml_source
 from deploy.errors import InputError
+from deploy.stopping import Stopping
 from deploy.target import Target
 from deploy.yaml_source import Node
 
@@ -63,7 +64,7 @@ def load_target(name_or_path: str) -> Target:
 def in_portable_c(given: Target) -> Target:
     """Return the target with C99 for any compiler in place of machine code: one thread, no vectors, not tuned."""
     kept = tuple((key, value) for key, value in given.tvm_options if key in ("mcpu", "mtriple"))
-    return replace(given, tvm_options=(("kind", "c"), *kept), explicit_vector_bits=32, threads=1, trials=0)
+    return replace(given, tvm_options=(("kind", "c"), *kept), explicit_vector_bits=32, threads=1, tuning=Stopping(0))
 
 
 def load_target_file(path: Path, directories: Iterable[Path]) -> Target:

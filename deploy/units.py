@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # The first spelling of a size is the one `render` uses; ASCII "us" and both code points of the micro sign are read.
 _UNITS: dict[Kind, dict[str, str]] = {
     "bytes": {"B": "1", "KiB": "1024", "MiB": "1048576", "GiB": "1073741824", "kB": "1e3", "MB": "1e6", "GB": "1e9"},
-    "time": {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1"},
+    "time": {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1", "min": "60", "h": "3600"},
     "energy": {"nJ": "1e-9", "uJ": "1e-6", "µJ": "1e-6", "μJ": "1e-6", "mJ": "1e-3", "J": "1", "Wh": "3600"},
     "power": {"uW": "1e-6", "µW": "1e-6", "μW": "1e-6", "mW": "1e-3", "W": "1"},
     "frequency": {"Hz": "1", "kHz": "1e3", "MHz": "1e6", "GHz": "1e9"},

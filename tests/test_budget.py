@@ -159,7 +159,7 @@ def test_yaml_forms() -> None:
     [
         (
             "latency: 50",
-            't.yaml:1: the budget of latency: "50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s)',
+            't.yaml:1: the budget of latency: "50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s, min, h)',
         ),
         (
             "ram: 1 KiB\nlatency:\n  p95: 50 ms",

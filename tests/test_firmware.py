@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.errors import DeviceError, InputError
-from deploy.firmware.harness import Answer, decode, macro_value, model_flags, sources, tick_flags
-from deploy.firmware.link import compile_command, link_command, source_path, tool
+from deploy.firmware.harness import Answer, decode, external_weights, macro_value, model_flags, sources, tick_flags
+from deploy.firmware.link import EXTERNAL, compile_command, link_command, memories_script, source_path, tool
 from deploy.firmware.size_map import FlashSizes, flash_sizes, pieces
-from deploy.target_parts import Memory, Toolchain
+from deploy.target_memory import Memory, Pool
+from deploy.target_parts import Toolchain
 from deploy.targets import load_target
 
 MAP = """\
@@ -82,6 +83,18 @@ def test_an_image_is_linked_for_its_memory():
     assert compile_command(toolchain, ["-DX"], "a.c", "a.o")[-4:] == ["-c", "a.c", "-o", "a.o"]
 
 
+def test_other_memories_have_a_script_of_their_own():
+    memory = Memory(pools=(Pool("dtcm", 128 << 10, 0x20000000),), external_flash=8 << 20, external_flash_at=0x90000000)
+    script = memories_script(memory, ".rodata.net_weights")
+    assert "POOL_DTCM (rw) : ORIGIN = 0x20000000, LENGTH = 131072" in script
+    assert ".pool_dtcm (NOLOAD) : { *(.bss.tvm_deploy_dtcm) } > POOL_DTCM" in script
+    assert f"{EXTERNAL} : {{ *(.rodata.net_weights) }} > EXTERNAL_FLASH" in script
+    assert "EXTERNAL" not in memories_script(memory, None)
+    assert memories_script(Memory(flash=1024), None) == ""
+    command = link_command(Toolchain(), ["a.o"], "image", memory=memory, memories="memories.ld")
+    assert command.index("-Wl,-T,memories.ld") < command.index("-T")
+
+
 @pytest.mark.parametrize("architecture", ["thumbv6m", "thumbv7em", "thumbv8.1m.main", "riscv32"])
 def test_every_file_of_the_harness_is_there(architecture):
     assert all(source_path(name).is_file() for name in (*sources(architecture), "harness.c", "hook.h", "firmware.ld"))
@@ -149,6 +162,25 @@ def test_macros_of_a_model():
     assert macro_value("#define NET_ARENA_BYTES 1024u\n", "net", "ARENA_BYTES") == 1024
     with pytest.raises(InputError, match=r"model.h does not define NET_ARENA_BYTES: build the artifact again"):
         macro_value("#define OTHER_ARENA_BYTES 1024u\n", "net", "ARENA_BYTES")
-    assert model_flags("net", layers=True) == ["-DMODEL_RUN=net_run", "-DMODEL_MACRO=NET", "-DMODEL_LAYERS"]
+    assert model_flags("net", "", Memory(), layers=True) == [
+        "-DMODEL_RUN=net_run",
+        "-DMODEL_MACRO=NET",
+        "-DMODEL_LAYERS",
+    ]
+    pools = "#define NET_POOLS(X) X(a, NET_ARENA_A_BYTES, TVM_DEPLOY_A_SECTION)\n#define NET_ARENA_A_BYTES 8u\n"
+    header = f"#define NET_WEIGHTS_EXTERNAL 1u\n{pools}"
+    for size, more in ((16, []), (15, ["-DPOOL_GUARD=0"])):
+        flags = model_flags("net", header, Memory(pools=(Pool("b", 1), Pool("a", size))), layers=False)
+        assert flags[2:] == ["-DMODEL_POOLS=NET_POOLS", *more]
+    with pytest.raises(
+        InputError, match="built for a target with a pool a of 8 bytes or more, and this one has none"
+    ):
+        model_flags("net", header, Memory(pools=(Pool("a", 7),)), layers=False)
+    assert external_weights("net", header, Memory(external_flash=1)) == ".rodata.net_weights"
+    assert external_weights("other", header, Memory()) is None
+    with pytest.raises(
+        InputError, match="built for a target with an external flash, which its weights are for"
+    ):
+        external_weights("net", header, Memory())
     with pytest.raises(InputError, match="is not the C name of a model"):
-        model_flags("net; rm", layers=False)
+        model_flags("net; rm", "", Memory(), layers=False)

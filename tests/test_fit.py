@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.aot.fit import check_fit, check_flash, io_bytes
+from deploy.aot.fit import check_fit, check_flash, io_bytes, weights_outside
+from deploy.aot.plan import Plan
 from deploy.errors import InputError
+from deploy.firmware.size_map import FlashSizes
 from deploy.graph import Call, Graph, Tensor
-from deploy.target_parts import Memory
+from deploy.target_memory import Memory, Pool
 from deploy.targets import load_target
 
 MICROBIT = load_target("cortex-m0-microbit")
@@ -55,7 +57,7 @@ def test_too_large_activations_name_those_alive_at_the_peak():
 
 def test_a_finished_plan_counts_as_it_is():
     with pytest.raises(InputError, match=r"its 16 KiB of activations and 100 B of inputs and outputs are 100 B more"):
-        check_fit("net", graph(), MICROBIT, arena_bytes=16384)
+        check_fit("net", graph(), MICROBIT, Plan({"a": 0, "b": 8192}, 16384, 16384))
 
 
 def test_before_there_is_a_plan_a_result_may_lie_over_a_dying_input():
@@ -65,9 +67,70 @@ def test_before_there_is_a_plan_a_result_may_lie_over_a_dying_input():
 
 
 def test_a_compiled_library_must_fit_too():
-    check_flash("net", 1 << 18, MICROBIT)
+    check_flash("net", FlashSizes(1 << 17, 1 << 17, 0, 0), MICROBIT)
     with pytest.raises(InputError, match=r"its 257 KiB of library are 1 KiB more than the 256 KiB of flash"):
-        check_flash("net", 257 << 10, MICROBIT)
+        check_flash("net", FlashSizes(200 << 10, 50 << 10, 7 << 10, 0), MICROBIT)
+
+
+def more(**memory):
+    """The micro:bit with more memories."""
+    return replace(MICROBIT, memory=replace(MICROBIT.memory, **memory))
+
+
+def test_pools_count_with_the_ram_until_there_is_a_plan():
+    target = more(pools=(Pool("dtcm", 2048), Pool("sram", 1024)))
+    made = graph(first=10240, second=8192)
+    check_fit("net", made, target)
+    with pytest.raises(InputError) as caught:
+        check_fit("net", graph(first=10240, second=9216), target)
+    assert str(caught.value) == (
+        "model 'net' does not fit cortex-m0-microbit: its 19 KiB of activations and 100 B of inputs and outputs are "
+        "100 B more than the 19 KiB of RAM, dtcm and sram; alive at the peak: a 1x10240 uint8 (10 KiB), b 1x9216 "
+        "uint8 (9 KiB); make the model smaller, or take a target with more memory"
+    )
+
+
+def test_what_a_plan_has_in_no_pool_must_fit_the_ram():
+    target, made = more(pools=(Pool("dtcm", 8192),)), graph(first=16384, second=8192)
+    plan = Plan({"a": 0, "b": 0}, 16384, 24576, 8, pools={"dtcm": 8192}, pool_of={"b": "dtcm"})
+    with pytest.raises(InputError) as caught:
+        check_fit("net", made, target, plan)
+    assert str(caught.value) == (
+        "model 'net' does not fit cortex-m0-microbit: its 16 KiB of activations that are not in dtcm and 100 B of "
+        "inputs and outputs are 100 B more than the 16 KiB of RAM; alive at the peak: a 1x16384 uint8 (16 KiB); make "
+        "the model smaller, or take a target with more memory"
+    )
+    check_fit("net", made, target, replace(plan, arena_bytes=16000))
+
+
+def test_weights_fit_one_of_two_flash_memories():
+    huge = graph(weights=(1 << 20) + 1)
+    outside = more(external_flash=2 << 20)
+    check_fit("net", huge, outside)
+    with pytest.raises(InputError, match="768 KiB more than the 256 KiB of flash;"):
+        check_fit("net", huge, more(external_flash=2 << 20, weights="internal"))
+    with pytest.raises(InputError, match="its 1 MiB of weights are 1 B more than the 1 MiB of external flash;"):
+        check_fit("net", huge, more(external_flash=1 << 20))
+    with pytest.raises(InputError, match="of external flash;"):
+        check_fit("net", graph(weights=1000), more(external_flash=999, weights="external"))
+    check_fit("net", graph(weights=1000), more(external_flash=999))
+
+
+def test_weights_go_outside_where_they_are_to_or_must():
+    sizes = FlashSizes(200 << 10, 50 << 10, 7 << 10, 0)
+    outside = more(external_flash=2 << 20)
+    assert weights_outside(sizes, outside.memory)
+    assert not weights_outside(replace(sizes, glue=0), outside.memory)
+    assert weights_outside(replace(sizes, glue=0), replace(outside.memory, weights="external"))
+    assert not weights_outside(sizes, replace(outside.memory, weights="internal"))
+    assert not weights_outside(sizes, MICROBIT.memory)
+    gone = sizes.outside()
+    assert (gone.weights, gone.external, gone.total) == (0, 200 << 10, 57 << 10)
+    check_flash("net", gone, outside)
+    with pytest.raises(InputError, match="its 200 KiB of weights are 72 KiB more than the 128 KiB of external flash"):
+        check_flash("net", gone, more(external_flash=128 << 10))
+    with pytest.raises(InputError, match="its 300 KiB of library without its weights are 44 KiB more than the 2"):
+        check_flash("net", replace(gone, code=300 << 10, glue=0), outside)
 
 
 def test_only_microcontrollers_are_limited():

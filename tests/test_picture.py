@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from deploy.aot.picture import BOTTOM, HEIGHT, TOP, arena_svg
 from deploy.aot.plan import lifetimes, plan, shares
+from deploy.aot.pools import Limits, plan_pools
 from deploy.graph import Call, Graph, Tensor
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -45,6 +46,25 @@ def test_every_tensor_is_drawn_to_scale():
         assert height == pytest.approx(made.tensors[name].nbytes * scale, abs=0.1)
         assert HEIGHT - BOTTOM - y - height == pytest.approx(found.offsets[name] * scale, abs=0.2)
         assert rect.get("class") == made.tensors[name].kind
+
+
+def test_each_memory_is_a_band():
+    made = graph()
+    found = plan_pools(made, {}, Limits({"fast": 1000, "slow": 1500}, None, 8))
+    assert found.pools.keys() == {"fast", "slow"}
+    root = ElementTree.fromstring(arena_svg("net", made, found))
+    spans = {}
+    for group in root.findall(f"{SVG}g"):
+        title, rect = group.find(f"{SVG}title").text, group.find(f"{SVG}rect")
+        memory, top = found.pool_of.get(title.split(":")[0], ""), float(rect.get("y"))
+        assert title.split(",")[1].endswith(f" of {memory}" if memory else f"at {found.offsets[title.split(':')[0]]}")
+        spans.setdefault(memory, []).append((top, top + float(rect.get("height"))))
+    ends = {memory: (min(t for t, _ in some), max(b for _, b in some)) for memory, some in spans.items()}
+    assert TOP - 0.1 <= ends["slow"][0] < ends["slow"][1] < ends["fast"][0] < ends["fast"][1] < ends[""][0]
+    text = [element.text for element in root.iter(f"{SVG}text")]
+    assert {"fast", "slow"} <= set(text)
+    sizes = f"arena {found.arena_bytes} bytes, fast {found.pools['fast']} bytes, slow {found.pools['slow']} bytes"
+    assert any(one.startswith(sizes) for one in text)
 
 
 def test_the_peak_is_named():

@@ -40,6 +40,21 @@ def test_in_words():
     assert "Instructions" not in unknown
 
 
+def test_more_memories_in_words():
+    more = replace(FIRMWARE, pools={"dtcm": 100, "sram": 3}, weights_bytes=0, external_flash_bytes=1000)
+    assert (more.flash_bytes, more.ram_bytes) == (234, 670)
+    found = dict(facts(replace(REPORT, firmware=more)))
+    assert found["Flash"] == "234 B: code 200 B, glue 30 B, toolchain's functions 4 B; external flash 1000 B: weights"
+    assert found["RAM"] == "670 B: arena 500 B, dtcm 100 B, sram 3 B, inputs and outputs 60 B, stack 7 B (emulated)"
+    report = replace(REPORT, firmware=more)
+    data = json.loads(render_json(report))
+    jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
+    assert data["firmware"]["pools"] == {"dtcm": 100, "sram": 3}
+    assert parse_json(render_json(report)) == report
+    with pytest.raises(ValueError, match="0 or more"):
+        replace(more, pools={"dtcm": -1})
+
+
 def test_only_the_largest_calls_are_shown_and_long_names_cut():
     layers = tuple(Layer(f"fused_conv2d_add_relu_number_{n}", 10 * n) for n in range(9))
     shown = dict(facts(replace(REPORT, firmware=replace(FIRMWARE, layers=layers))))["Instructions"]

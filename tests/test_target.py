@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from deploy import fields, host, target, target_parts, units
 from deploy.budget import Budget, Limit
 from deploy.errors import InputError
+from deploy.stopping import UNTILS, Stopping
 from deploy.target import Target, from_text, missing_features, render
-from deploy.target_parts import DeviceSpec, Memory, PowerSpec, Toolchain
+from deploy.target_memory import Memory
+from deploy.target_parts import DeviceSpec, PowerSpec, Toolchain
 
 MINIMAL = "name: a\ndescription: b\ntvm: {kind: llvm}\n"
 FULL = """\
@@ -47,13 +49,14 @@ def test_everything_is_read() -> None:
         "mcpu": "cortex-m7",
         "mfloat-abi": "hard",
         "num-cores": 1,
+        "opt-level": 2,
     }
     assert (read.clock, read.memory) == (216e6, Memory(flash=4 << 20, ram=512 << 10))
     assert read.toolchain == Toolchain("arm-none-eabi-gcc", ("-mcpu=cortex-m7", "-mthumb"), ("-nostdlib",))
     assert (read.artifact, read.device.kind, read.device.get("timeout")) == ("firmware", "qemu", 10.0)
     assert (read.power.active, read.power.idle) == (0.12, None)
     assert [limit.name for limit in read.budget.limits] == ["latency p90", "ram", "flash", "energy", "accuracy_drop"]
-    assert (read.trials, read.threads, read.vector_bits, read.architecture) == (2000, 1, 32, "thumbv7em")
+    assert (read.tuning.trials, read.threads, read.vector_bits, read.architecture) == (2000, 1, 32, "thumbv7em")
     assert read.tolerance("float32", 1.0) == 1e-5
     assert read.tolerance("int16", 1.0) == 1.0
 
@@ -109,8 +112,8 @@ def test_defaults_are_a_library_for_this_machine() -> None:
         ("device: {port: 3}", 'f.yaml:4: device has no "kind"; write one of local, qemu, rpc, serial, ssh, replay'),
         (
             "device: {kind: ssh, prot: 3}",
-            'f.yaml:4: unknown key "prot" in device of kind ssh; allowed: directory, host, identity, kind, port, '
-            'timeout, user; did you mean "port"?',
+            'f.yaml:4: unknown key "prot" in device of kind ssh; allowed: config, directory, emulated, host, identity, '
+            'kind, port, run_with, timeout, user; did you mean "port"?',
         ),
         (
             "device: {kind: serial}",
@@ -242,7 +245,7 @@ def targets(draw: st.DrawFn) -> Target:
         threads=1 if artifact == "firmware" else draw(st.integers(1, 64)),
         rounding=draw(st.sampled_from(target.ROUNDINGS)),
         budget=Budget(tuple(draw(st.sets(st.sampled_from(limits))))),
-        trials=draw(st.integers(0, 10_000)),
+        tuning=Stopping(draw(st.integers(0, 10_000)), until=draw(st.sampled_from(UNTILS))),
         tolerances=tuple(draw(st.dictionaries(st.sampled_from(target.DTYPES), st.floats(0, 1e6), max_size=3)).items()),
     )
 
@@ -263,7 +266,6 @@ def test_target_validates_itself() -> None:
         {"threads": 0},
         {"threads": 2, "artifact": "firmware"},
         {"rounding": "up"},
-        {"trials": -1},
         {"clock": 0.0},
         {"explicit_vector_bits": 7},
         {"tolerances": (("float31", 1.0),)},

@@ -13,6 +13,7 @@ import pytest
 
 from deploy import target, targets, yaml_source
 from deploy.errors import InputError
+from deploy.stopping import Stopping
 from deploy.target_parts import LAB_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,10 +77,10 @@ def test_portable_c_is_for_the_same_device() -> None:
     made = targets.in_portable_c(given)
     assert made.tvm == {"kind": "c", "mcpu": "cortex-m4"}
     assert (made.architecture, made.toolchain, made.device) == (given.architecture, given.toolchain, given.device)
-    assert (made.vector_bits, made.threads, made.trials) == (32, 1, 0)
+    assert (made.vector_bits, made.threads, made.tuning.trials) == (32, 1, 0)
     assert made.fingerprint() != given.fingerprint()
-    host = targets.in_portable_c(replace(targets.load_target("host"), threads=4, trials=100))
-    assert (host.threads, host.trials) == (1, 0)
+    host = targets.in_portable_c(replace(targets.load_target("host"), threads=4, tuning=Stopping(100)))
+    assert (host.threads, host.tuning.trials) == (1, 0)
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
@@ -128,7 +129,7 @@ def test_extends_by_path_and_of_a_shipped_target(tmp_path: Path) -> None:
     [
         ("child", "child.yaml:2: a target cannot extend itself"),
         ("middle", 'child.yaml:2: middle itself extends "base"; only one level is allowed, extend that instead'),
-        ("midle", 'child.yaml:2: there is no target "midle"; known: base, child, '),
+        ("midle", 'child.yaml:2: there is no target "midle"; known: aarch64, '),
         ("./none.yaml", "child.yaml:2:"),
         ("[a]", "child.yaml:2: extends must be text on one line, not a list"),
     ],
@@ -172,6 +173,8 @@ def test_a_wheel_brings_the_targets_along(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(installed)
     assert {f"deploy/targets_data/{path.name}" for path in SHIPPED} <= set(names)
+    logs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tuning_logs").rglob("*.jsonl")}
+    assert {name.replace("tuning_logs", "deploy/tuning_logs_data", 1) for name in logs} <= set(names)
     packages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").rglob("*.py")}
     assert packages <= set(names)
     code = "from deploy.targets import list_targets; print(*[one.path for one in list_targets()], sep='\\n')"

@@ -40,9 +40,9 @@ def test_parse_reads_numbers_exactly(text: str, kind: Kind, value: float) -> Non
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        ("50", "time", '"50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s)'),
-        (50, "time", '"50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s)'),
-        ("5 Ms", "time", 'unknown unit "Ms" in "5 Ms"; allowed: ns, us, µs, ms, s; did you mean "ms"?'),
+        ("50", "time", '"50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s, min, h)'),
+        (50, "time", '"50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s, min, h)'),
+        ("5 Ms", "time", 'unknown unit "Ms" in "5 Ms"; allowed: ns, us, µs, ms, s, min, h; did you mean "ms"?'),
         (
             "4 KB",
             "bytes",

@@ -29,14 +29,19 @@ def write_sources(folder: Path, layout: Layout, weights: bytes) -> None:
     inside = folder / "src"
     inside.mkdir()
     (folder / "tvm_deploy.h").write_bytes(files("deploy.aot").joinpath("c", "tvm_deploy.h").read_bytes())
+    write_header(folder, layout)
     texts = {
-        folder / "model.h": emit_firmware.header(layout),
         folder / "model_example.c": emit_firmware.example(layout),
         inside / "model.c": emit_firmware.source(layout),
         inside / "weights.c": emit_firmware.weights(layout, weights),
     }
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
+
+
+def write_header(folder: Path, layout: Layout) -> None:
+    """Write `model.h`, in place of another one."""
+    (folder / "model.h").write_text(emit_firmware.header(layout), encoding="utf-8")
 
 
 def package(folder: Path, layout: Layout, target: Target) -> FlashSizes:

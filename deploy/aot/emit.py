@@ -36,7 +36,10 @@ _TAKEN_START = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything the C files are made from. `weight_offsets` are bytes into the weights, per constant's name."""
+    """Everything the C files are made from. `weight_offsets` are bytes into the weights, per constant's name.
+
+    external_weights: they are for a flash memory outside of the chip.
+    """
 
     prefix: str
     name: str
@@ -48,6 +51,7 @@ class Layout:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     threads: int
+    external_weights: bool = False
 
     @property
     def macro(self) -> str:
@@ -63,12 +67,12 @@ class Layout:
     def ends(self) -> dict[str, str]:
         """C identifiers of the model's inputs and outputs, by tensor name; different in more than case."""
         names = (*self.graph.inputs, *self.graph.outputs)
-        return dict(zip(names, _identifiers(names, self.prefix), strict=True))
+        return dict(zip(names, _identifiers(names, self.prefix, self.plan.pools), strict=True))
 
 
-def _identifiers(names: Iterable[str], prefix: str) -> list[str]:
+def _identifiers(names: Iterable[str], prefix: str, pools: Iterable[str] = ()) -> list[str]:
     """One C identifier for each name: parameters of `run`, and (in upper case) parts of macros."""
-    used: set[str] = set()
+    used = {name for pool in pools for name in (f"arena_{pool}", f"arena_{pool}_bytes", f"base_{pool}")}
     result = []
     for name in names:
         stem, number = c_identifier(name, "tensor"), 1
@@ -110,4 +114,5 @@ def signature(layout: Layout) -> str:
     ends, tensors = layout.ends, layout.graph.tensors
     inputs = [f"const {C_TYPES[tensors[n].dtype]} *{ends[n]}" for n in layout.graph.inputs]
     outputs = [f"{C_TYPES[tensors[n].dtype]} *{ends[n]}" for n in layout.graph.outputs]
-    return f"int32_t {layout.prefix}_run({', '.join([*inputs, *outputs, 'void *arena', 'size_t arena_bytes'])})"
+    memories = [f"void *arena{pool}, size_t arena{pool}_bytes" for pool in ("", *(f"_{p}" for p in layout.plan.pools))]
+    return f"int32_t {layout.prefix}_run({', '.join([*inputs, *outputs, *memories])})"

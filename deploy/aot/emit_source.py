@@ -32,7 +32,8 @@ def _address(layout: Layout, name: str) -> str:
         identifier, const = layout.ends[root.name], "const " if root.kind == "input" else ""
         same = C_TYPES[root.dtype] == ctype
         return identifier if same else f"({const}{ctype} *)({const}void *){identifier}"
-    return f"({ctype} *)(void *)(base + {layout.plan.offsets[root.name]})"
+    pool, offset = layout.plan.place(root.name)
+    return f"({ctype} *)(void *)({f'base_{pool}' if pool else 'base'} + {offset})"
 
 
 def _call_lines(layout: Layout, hook: str | None) -> list[str]:
@@ -61,14 +62,23 @@ def _checks(layout: Layout) -> list[str]:
         for n in ends
         if C_TYPES[tensors[n].dtype] not in ("int8_t", "uint8_t")
     ]
-    if not layout.plan.offsets:
-        return [*checks, "  (void)arena; /* everything is computed into the outputs */", "  (void)arena_bytes;"]
+    pools = layout.plan.pools
+    if len(layout.plan.pool_of) == len(layout.plan.offsets):
+        else_where = " and the pools" if pools else ""
+        checks += [f"  (void)arena; /* everything is computed into the outputs{else_where} */", "  (void)arena_bytes;"]
+    else:
+        checks += _memory(layout, "")
+    return [*checks, *(line for pool in pools for line in _memory(layout, f"_{pool}"))]
+
+
+def _memory(layout: Layout, pool: str) -> list[str]:
+    """The checks of the arena, or of a pool's part of it, and its start."""
+    macro = f"{layout.macro}_ARENA{pool.upper()}_BYTES"
     return [
-        *checks,
-        "  if (arena == NULL) return TVM_DEPLOY_NULL_POINTER;",
-        f"  if (arena_bytes < {layout.macro}_ARENA_BYTES) return TVM_DEPLOY_ARENA_TOO_SMALL;",
-        f"  if ((uintptr_t)arena % {layout.macro}_ARENA_ALIGNMENT != 0u) return TVM_DEPLOY_ARENA_MISALIGNED;",
-        "  unsigned char *const base = arena;",
+        f"  if (arena{pool} == NULL) return TVM_DEPLOY_NULL_POINTER;",
+        f"  if (arena{pool}_bytes < {macro}) return TVM_DEPLOY_ARENA_TOO_SMALL;",
+        f"  if ((uintptr_t)arena{pool} % {layout.macro}_ARENA_ALIGNMENT != 0u) return TVM_DEPLOY_ARENA_MISALIGNED;",
+        f"  unsigned char *const base{pool} = arena{pool};",
     ]
 
 

@@ -31,7 +31,7 @@ def overwritten(graph: Graph, plan: Plan) -> dict[str, str]:
 
 def _overwritten(graph: Graph, call: Call, plan: Plan) -> list[tuple[str, str]]:
     results, inputs = ([graph.root(name).name for name in names] for names in (call.outputs, call.inputs))
-    at = plan.offsets
+    at = {name: plan.place(name) for name in (*results, *inputs) if name in plan.offsets}
     return [(one, other) for one in results for other in inputs if one in at and at[one] == at.get(other)]
 
 

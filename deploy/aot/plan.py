@@ -9,7 +9,7 @@ more than what is alive at once, a search goes on from the best of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploy.aot.place import Choice, Problem, search
 from deploy.graph import Call, Graph
@@ -39,6 +39,8 @@ class Plan:
     """Offset of every planned tensor, in bytes from the arena's start; `bound_bytes` is what is alive at the peak.
 
     in_place_bound_bytes: the same, if all that may be written over a dying input is; no plan is smaller.
+    pools: the memories beside the arena in which tensors lie, with the bytes that those take; pool_of: these tensors,
+    whose offsets are from the pool's start. Both bounds are of all memories together.
     """
 
     offsets: dict[str, int]
@@ -46,6 +48,12 @@ class Plan:
     bound_bytes: int
     alignment: int = ALIGNMENT
     in_place_bound_bytes: int = 0
+    pools: Mapping[str, int] = field(default_factory=dict)
+    pool_of: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, name: str) -> tuple[str, int]:
+        """The tensor's pool, empty for the arena, and its offset there."""
+        return self.pool_of.get(name, ""), self.offsets[name]
 
 
 def lifetimes(graph: Graph) -> list[Lifetime]:

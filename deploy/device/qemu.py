@@ -15,7 +15,7 @@ from deploy.device.folder import InFolder
 from deploy.device.protocol import DeviceRun, RunPlan
 from deploy.errors import DeviceError, InputError, ToolError
 from deploy.firmware import harness
-from deploy.firmware.link import compile_command, link_command, source_path
+from deploy.firmware.link import MEMORIES, compile_command, link_command, memories_script, source_path
 from deploy.model_spec import TensorSpec
 from deploy.power import EnergyReading
 from deploy.power.estimate import estimate
@@ -35,11 +35,11 @@ class QemuDevice(InFolder):
     """
 
     def __init__(self, target: Target) -> None:
-        machine, memory = target.device.get("machine"), target.memory
+        machine = target.device.get("machine")
         given = {
             "clock": target.clock,
             "machine in device": machine,
-            **{f"{name} in memory": getattr(memory, name) for name in ("flash", "flash_at", "ram", "ram_at")},
+            **{f"{name} in memory": value for name, value in target.memory.places.items()},
         }
         self._own = harness.sources(target.architecture)
         if "stopwatch_cortex_m.c" in self._own:
@@ -147,14 +147,19 @@ class QemuDevice(InFolder):
 
     def _image(self, library: Path, prefix: str, *, layers: bool) -> str:
         flags = [f"-I{library.parent}", f"-I{source_path('harness.c').parent}"]
-        self._compile(source_path("harness.c"), "harness.o", [*flags, *harness.model_flags(prefix, layers=layers)])
+        header = (library.parent / "model.h").read_text(encoding="utf-8")
+        named = harness.model_flags(prefix, header, self._target.memory, layers=layers)
+        self._compile(source_path("harness.c"), "harness.o", [*flags, *named])
         objects = ["harness.o", *(f"{name}.o" for name in self._own)]
         if layers:
             hook = ["-include", str(source_path("hook.h"))]
             self._compile(library.parent / "src" / "model.c", "model.o", [*flags, *hook])
             objects.append("model.o")
         toolchain, memory = self._target.toolchain, self._target.memory
-        link = link_command(toolchain, [*objects, str(library)], "image", memory=memory)
+        script = memories_script(memory, harness.external_weights(prefix, header, memory))
+        (self._work / MEMORIES).write_text(script, encoding="utf-8")
+        more = MEMORIES if script else ""
+        link = link_command(toolchain, [*objects, str(library)], "image", memory=memory, memories=more)
         try:
             shell.run(link, timeout_s=_COMPILE_S, cwd=self._work)
         except ToolError as error:

@@ -59,8 +59,7 @@ class SerialDevice(InFolder):
         given: dict[str, object] = {"clock": target.clock}
         self._builds = any(place in part for part in flash for place in ("{elf}", "{bin}"))
         if self._builds:
-            names = ("flash", "flash_at", "ram", "ram_at")
-            given |= {f"{name} in memory": getattr(target.memory, name) for name in names}
+            given |= {f"{name} in memory": value for name, value in target.memory.places.items()}
         if missing := [name for name, value in given.items() if value is None]:
             raise InputError(f"target {target.name} has no {missing[0]}, which running it on a board needs")
         if target.device.get("tick") is not None and not target.device.get("emulated"):

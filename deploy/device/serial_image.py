@@ -11,7 +11,15 @@ from typing import cast
 from deploy import shell
 from deploy.errors import DeviceError, InputError, ToolError
 from deploy.firmware import harness, serial_program
-from deploy.firmware.link import compile_command, link_command, source_path, tool
+from deploy.firmware.link import (
+    EXTERNAL,
+    MEMORIES,
+    compile_command,
+    link_command,
+    memories_script,
+    source_path,
+    tool,
+)
 from deploy.target import Target
 
 DEFAULT_BAUD = 115_200
@@ -22,10 +30,11 @@ _STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 
 @dataclass(frozen=True)
 class Image:
-    """A program for a board as ELF and as the bare bytes of its flash."""
+    """A program for a board as ELF and as the bare bytes of its flash, without those of an external one."""
 
     elf: Path
     binary: Path
+    uses_external: bool = False
 
 
 def counts_instructions(target: Target) -> bool:
@@ -49,9 +58,7 @@ def board_files(target: Target) -> tuple[list[Path], list[str]]:
             f"board_putc and board_getc, or one of {', '.join(sorted(shipped))} with its flags"
         )
     if missing := [path for path in paths if not path.is_file()]:
-        raise InputError(
-            f"board: there is no file {missing[0]}; give its path, or one of {', '.join(sorted(shipped))}"
-        )
+        raise InputError(f"board: there is no file {missing[0]}; give its path, or one of {', '.join(sorted(shipped))}")
     return paths, flags
 
 
@@ -66,12 +73,20 @@ def stopwatch(target: Target) -> tuple[list[str], list[str]]:
 
 
 def flash_command(template: Sequence[str], image: Image, port: str) -> list[str]:
-    """The command with `{elf}`, `{bin}` and `{port}` filled in. Raises InputError for another name in braces."""
+    """The command with `{elf}`, `{bin}` and `{port}` filled in.
+
+    Raises InputError for another name in braces, and for `{bin}` where it would not be the whole program.
+    """
     values = {"elf": str(image.elf), "bin": str(image.binary), "port": port}
     for part in template:
         for name in re.findall(r"\{(\w+)\}", part):
             if name not in values:
                 raise InputError(f"flash: {{{name}}} is not known; allowed: {', '.join(f'{{{p}}}' for p in PLACES)}")
+    if image.uses_external and any("{bin}" in part for part in template):
+        raise InputError(
+            "flash: {bin} is what is in the internal flash, and this model's weights are in the external one: "
+            "flash {elf}, with a tool that writes both"
+        )
     return [re.sub(r"\{(\w+)\}", lambda found: values[found[1]], part) for part in template]
 
 
@@ -90,7 +105,8 @@ def build_image(target: Target, library: Path, prefix: str, folder: Path) -> Ima
     calls = serial_program.calls_in(sequence.read_text(encoding="utf-8")) if sequence.is_file() else 0
     places = [f"-I{library.parent}", f"-I{source_path('board.h').parent}"]
     identity = serial_program.build_id(library.read_bytes())
-    named = [f"-D{defined}" for defined in serial_program.definitions(prefix, identity, calls)]
+    header = (library.parent / "model.h").read_text(encoding="utf-8")
+    named = [f"-D{defined}" for defined in serial_program.definitions(prefix, header, target.memory, identity, calls)]
     named += ["-DOWN_START", *(["-DCOUNTS_INSTRUCTIONS"] if counts_instructions(target) else [])]
     for name in own:
         built.compile(source_path(name), [*places, *macros])
@@ -102,7 +118,8 @@ def build_image(target: Target, library: Path, prefix: str, folder: Path) -> Ima
         layers = folder / "layers.c"
         layers.write_text(serial_program.layers_source(prefix, str(sequence)), encoding="utf-8")
         built.compile(layers, places)
-    return Image(*built.link(library))
+    weights = harness.external_weights(prefix, header, target.memory)
+    return Image(*built.link(library, weights), uses_external=weights is not None)
 
 
 def _board_flags(target: Target) -> list[str]:
@@ -123,13 +140,17 @@ class _Builder:
         shell.run(command, timeout_s=_COMPILE_S, cwd=self._folder)
         self._objects.append(result)
 
-    def link(self, library: Path) -> tuple[Path, Path]:
-        toolchain = self._target.toolchain
-        link = link_command(toolchain, [*self._objects, str(library)], "image.elf", memory=self._target.memory)
+    def link(self, library: Path, weights: str | None) -> tuple[Path, Path]:
+        """Link, and take the bytes of the internal flash out of the image. weights: their section, if outside of it."""
+        toolchain, memory = self._target.toolchain, self._target.memory
+        script = memories_script(memory, weights)
+        (self._folder / MEMORIES).write_text(script, encoding="utf-8")
+        more, objects = MEMORIES if script else "", [*self._objects, str(library)]
+        link = link_command(toolchain, objects, "image.elf", memory=memory, memories=more)
         try:
             shell.run(link, timeout_s=_COMPILE_S, cwd=self._folder)
         except ToolError as error:
             raise DeviceError(f"the library does not link to an image for {self._target.name}: {error}") from error
-        bare = [tool(toolchain.cc, "objcopy"), "-O", "binary", "image.elf", "image.bin"]
+        bare = [tool(toolchain.cc, "objcopy"), "-O", "binary", "-R", EXTERNAL, "image.elf", "image.bin"]
         shell.run(bare, timeout_s=_COMPILE_S, cwd=self._folder)
         return self._folder / "image.elf", self._folder / "image.bin"

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.firmware import serial_program
-from deploy.firmware.export_parts import Project, Tree, example, harness_files
+from deploy.firmware.export_parts import Project, Tree, example, harness_files, memories_file
+from deploy.firmware.link import MEMORIES
 
 _START = ("memory.h", "stopwatch.h", "semihosting.h", "semihosting.c", "bare_metal.c")
 
@@ -62,6 +63,7 @@ def cmake(project: Project) -> Tree:
     else:
         tree["example/main.c"] = example(project).encode()
         tree |= harness_files("example/bare_metal", *_START, *_own_start(project), "firmware.ld")
+        tree |= memories_file(project, "example/bare_metal")
         tree |= project.sources("src")
         tree |= harness_files("serial", *serial_program.HEADERS, *serial_program.SOURCES, _stopwatch(project))
         tree["serial/layers.c"] = serial_program.layers_source(project.prefix, "../src/model.c").encode()
@@ -122,8 +124,9 @@ def _shared(project: Project) -> list[str]:
 def _firmware(project: Project) -> list[str]:
     """The targets for programs without start-up code of their own, for a board's measuring program, and the example."""
     prefix, memory = project.prefix, project.target["memory"]
+    first = [f"  -Wl,-T,${{bare_metal}}/{MEMORIES}"] if memories_file(project, "") else []
     lines = [*_from_source(project), *_serial(project), ""]
-    if any(memory.get(key) is None for key in ("flash", "flash_at", "ram", "ram_at")):
+    if None in project.memory.places.values():
         return [
             *lines,
             "# The target does not say where its memories are, so that the example is compiled and not linked.",
@@ -145,6 +148,7 @@ def _firmware(project: Project) -> list[str]:
         f"{sources[-1]})",
         f"target_include_directories({prefix}_bare_metal INTERFACE ${{bare_metal}})",
         f"target_link_options({prefix}_bare_metal INTERFACE -nostartfiles -static -T ${{bare_metal}}/firmware.ld",
+        *first,
         "  -Wl,--gc-sections -Wl,-e,reset -Wl,-u,reset",
         *(f"  -Wl,--defsym={name}=0x{memory[key]:x}" for name, key in places.items()),
         ")",
@@ -174,9 +178,10 @@ def _from_source(project: Project) -> list[str]:
 
 
 def _serial(project: Project) -> list[str]:
-    prefix = project.prefix
+    prefix, header = project.prefix, project.read("model.h").decode()
+    identity = serial_program.build_id(project.library())
     calls = serial_program.calls_in(project.read("src/model.c").decode())
-    defined = serial_program.definitions(prefix, serial_program.build_id(project.library()), calls)
+    defined = serial_program.definitions(prefix, header, project.memory, identity, calls)
     names = (*serial_program.SOURCES, _stopwatch(project), *(["layers.c"] if calls else []))
     return [
         "# The measuring program for a board with start-up code of its own: define the functions of serial/board.h and",

@@ -42,7 +42,7 @@ def metadata(project: Project) -> dict[str, Any]:
     built = datetime.fromtimestamp((artifact.path / MANIFEST).stat().st_mtime, UTC)
     main = {
         "device": _CPU,
-        "workspace_size_bytes": sizes["arena_bytes"],
+        "workspace_size_bytes": sizes["arena_bytes"] + sum(project.pools.values()),
         "constants_size_bytes": sizes["weight_bytes"],
         "io_size_bytes": sizes["io_bytes"],
         "inputs": _tensors(artifact.inputs),

@@ -11,8 +11,10 @@ from typing import Any
 
 from deploy.artifact import Artifact
 from deploy.errors import InputError
-from deploy.firmware.link import source_path
+from deploy.firmware.harness import external_weights
+from deploy.firmware.link import MEMORIES, memories_script, source_path
 from deploy.model_spec import TensorSpec
+from deploy.target_memory import Memory, memory_of, section_macro, section_of
 
 Tree = dict[str, bytes]  # paths with / → contents
 MARKER = "export.json"
@@ -81,6 +83,24 @@ class Project:
         """The library's file name; a shared one keeps its own, by which programs look for it."""
         return f"lib{self.prefix}.a" if self.is_firmware else self.artifact.library.name
 
+    @property
+    def memory(self) -> Memory:
+        """The target's memories."""
+        return memory_of(self.target.get("memory", {}))
+
+    @property
+    def pools(self) -> Mapping[str, int]:
+        """The memories besides the arena that `run` takes a buffer in, and the bytes of those."""
+        pools: Mapping[str, int] = self.artifact.facts["sizes"].get("pools", {})
+        return pools
+
+    @property
+    def external_weights(self) -> str | None:
+        """The section of the weights where they are for the external flash."""
+        if not self.is_firmware:
+            return None
+        return external_weights(self.prefix, self.read("model.h").decode(), self.memory)
+
     def read(self, name: str) -> bytes:
         """A file of the artifact."""
         return (self.artifact.path / name).read_bytes()
@@ -126,13 +146,15 @@ def readme(project: Project, usage: str) -> str:
     rows = [_row("input", spec) for spec in artifact.inputs] + [_row("output", spec) for spec in artifact.outputs]
     flash = artifact.facts["sizes"].get("flash")
     sizes = [f"It needs {artifact.arena_bytes} bytes of memory besides its inputs and outputs, the arena, which the"]
-    sizes += [f"program owns, and {sum(flash.values())} bytes of flash." if flash else "program owns."]
+    inside = sum(size for what, size in flash.items() if what != "external") if flash else 0
+    sizes += [f"program owns, and {inside} bytes of flash." if flash else "program owns."]
     return "\n".join(
         [
             f"# {project.title} for {project.target['name']}",
             "",
             f"Compiled ahead of time by tvm-deploy. The function is `{project.prefix}_run`; `model.h` says the rest.",
             *sizes,
+            *_more_memories(project),
             "",
             "| | name | type | shape | scale | zero point |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -146,6 +168,36 @@ def readme(project: Project, usage: str) -> str:
     )
 
 
+def _more_memories(project: Project) -> list[str]:
+    """What is besides arena and flash, and how a program says where that is."""
+    lines = []
+    for pool, nbytes in project.pools.items():
+        define = f'-D{section_macro(pool)}=\\"NAME\\"'
+        lines += [
+            "",
+            f"It computes in {nbytes} bytes of the memory `{pool}` too, in a buffer that the program owns. In the",
+            f"examples that has the section `{section_of(pool)}`: ordinary RAM, which is slower, unless the linker",
+            f"script has a place for it. With `{define}` they put it into any other section.",
+        ]
+    if (weights := project.external_weights) is not None:
+        nbytes = project.artifact.facts["sizes"]["flash"]["external"]
+        lines += [
+            "",
+            f"Its weights, {nbytes} bytes more, are meant for external flash: the linker script has to put the",
+            f"section `{weights}` there, ahead of the line that takes all of `.rodata`, and the program must",
+            f"have made that memory readable before it calls `{project.prefix}_run`.",
+        ]
+    return lines
+
+
+def memories_file(project: Project, folder: str) -> Tree:
+    """The linker script for the memories beside flash and RAM; nothing where there are none, or not all addresses."""
+    if None in project.memory.places.values():
+        return {}
+    script = memories_script(project.memory, project.external_weights)
+    return {f"{folder}/{MEMORIES}": script.encode()} if script else {}
+
+
 def _row(role: str, spec: TensorSpec) -> str:
     shape = "x".join(map(str, spec.shape)) or "one number"
     name = "".join(c if c.isprintable() and c not in "|`" else "?" for c in spec.name)
@@ -156,6 +208,13 @@ def _row(role: str, spec: TensorSpec) -> str:
 def memory_of_example(project: Project) -> str:
     """C for the arena, inputs and outputs of an example, and for the arguments of the call."""
     macro = project.macro
+    pools = f"""\
+#define POOL(name, bytes, place) \\
+  static unsigned char arena_##name[bytes] __attribute__((aligned({macro}_ARENA_ALIGNMENT), section(place)));
+#define POOL_ARGUMENT(name, bytes, place) , arena_##name, bytes
+
+{macro}_POOLS(POOL)
+"""
     return f"""\
 #define TENSOR(type, name, count) static type tensor_##name[count];
 #define ARGUMENT(type, name, count) tensor_##name,
@@ -164,13 +223,15 @@ def memory_of_example(project: Project) -> str:
 static unsigned char arena[{macro}_ARENA_BYTES + 1u] __attribute__((aligned({macro}_ARENA_ALIGNMENT)));
 {macro}_INPUTS(TENSOR)
 {macro}_OUTPUTS(TENSOR)
-"""
+{pools if project.pools else ""}"""
 
 
 def call_of_example(project: Project) -> str:
     """A C expression that runs the model."""
     macro = project.macro
-    return f"{project.prefix}_run({macro}_INPUTS(ARGUMENT) {macro}_OUTPUTS(ARGUMENT) arena, {macro}_ARENA_BYTES)"
+    tensors = f"{macro}_INPUTS(ARGUMENT) {macro}_OUTPUTS(ARGUMENT)"
+    pools = f" {macro}_POOLS(POOL_ARGUMENT)" if project.pools else ""
+    return f"{project.prefix}_run({tensors} arena, {macro}_ARENA_BYTES{pools})"
 
 
 def example(project: Project) -> str:

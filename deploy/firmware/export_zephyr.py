@@ -9,6 +9,7 @@ from deploy.firmware.export_parts import (
     call_of_example,
     memory_of_example,
 )
+from deploy.target_memory import section_macro
 
 
 def _requirements(project: Project) -> list[str]:
@@ -116,4 +117,15 @@ depends on {", ".join(f"`{name}`" for name in _requirements(project))}. The samp
 ```sh
 west build -b BOARD samples/{project.prefix}
 ```
+{_dtcm(project)}"""
+
+
+def _dtcm(project: Project) -> str:
+    """Zephyr's own section for one of the pools that people have."""
+    if "dtcm" not in project.pools:
+        return ""
+    define = f'{section_macro("dtcm")}=\\".dtcm_noinit\\"'
+    return f"""
+Where the board's devicetree has a `zephyr,dtcm`, its section for such buffers is `.dtcm_noinit`: in the sample's
+`CMakeLists.txt`, `target_compile_definitions(app PRIVATE {define})`.
 """

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from deploy.errors import DeviceError, InputError
+from deploy.target_memory import Memory
 
+GUARD_BYTES = 8  # as in buffers.h
 KNOWN_INSTRUCTIONS = 100_003  # of a loop whose length is known, as in stopwatch.h
 # Architecture's first letters → the files that are its own.
 OWN_SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -58,12 +60,45 @@ def tick_flags(tick_s: float | None) -> list[str]:
     return [f"-DTICK_NUMERATOR={tick.numerator}", f"-DTICK_DENOMINATOR={tick.denominator}"]
 
 
-def model_flags(prefix: str, *, layers: bool) -> list[str]:
-    """Macros that make the harness one model's. Raises InputError: `prefix` is not a C identifier."""
+def model_flags(prefix: str, header: str, memory: Memory, *, layers: bool) -> list[str]:
+    """Macros that make the harness one model's, of whose model.h `header` is the text, and a target's.
+
+    Raises InputError: `prefix` is not a C identifier, or the target lacks a memory that the model computes in.
+    """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix, re.ASCII):
         raise InputError(f'"{prefix[:80]}" is not the C name of a model: use letters, digits and underscores')
     named = [f"-DMODEL_RUN={prefix}_run", f"-DMODEL_MACRO={prefix.upper()}"]
+    if pools := _pools(prefix, header):
+        there = {pool.name: pool.size for pool in memory.pools}
+        for name, nbytes in pools.items():
+            if there.get(name, 0) < nbytes:
+                raise InputError(_other_memory(f"a pool {name} of {nbytes} bytes or more"))
+        full = any(there[name] < nbytes + GUARD_BYTES for name, nbytes in pools.items())
+        named += [f"-DMODEL_POOLS={prefix.upper()}_POOLS", *(["-DPOOL_GUARD=0"] if full else [])]
     return [*named, "-DMODEL_LAYERS"] if layers else named
+
+
+def _pools(prefix: str, header: str) -> dict[str, int]:
+    """The memories besides the arena that a model computes in, and the bytes there."""
+    listed = re.search(rf"^#define {prefix.upper()}_POOLS\(X\) (.*)$", header, re.MULTILINE)
+    names = re.findall(r"X\((\w+), ", listed[1]) if listed else []
+    return {name: macro_value(header, prefix, f"ARENA_{name.upper()}_BYTES") for name in names}
+
+
+def _other_memory(what: str) -> str:
+    return f"the library was built for a target with {what}, and this one has none: build it again for this target"
+
+
+def external_weights(prefix: str, header: str, memory: Memory) -> str | None:
+    """The section of a model's weights if they are meant for the external flash, by its model.h.
+
+    Raises InputError where the target has no such flash.
+    """
+    if not re.search(rf"^#define {re.escape(prefix.upper())}_WEIGHTS_EXTERNAL 1u$", header, re.MULTILINE):
+        return None
+    if memory.external_flash is None:
+        raise InputError(_other_memory("an external flash, which its weights are for"))
+    return f".rodata.{prefix}_weights"
 
 
 def macro_value(header: str, prefix: str, name: str) -> int:

@@ -6,9 +6,13 @@ import hashlib
 import re
 
 from deploy.firmware import harness
+from deploy.target_memory import Memory
 
 SOURCES = ("serial_harness.c", "frames.c", "board.c")  # of every processor
-HEADERS = ("serial_harness.h", "frames.h", "board.h", "hook.h", "memory.h", "stopwatch.h")
+HEADERS = (
+    *("serial_harness.h", "frames.h", "board.h", "buffers.h", "hook.h", "memory.h", "stopwatch.h"),
+    "stopwatch_known.h",
+)
 _HOOK = re.compile(r"^\s*TVM_DEPLOY_AFTER\(\d+u?\);", re.MULTILINE)
 
 
@@ -22,9 +26,12 @@ def calls_in(sequence: str) -> int:
     return len(_HOOK.findall(sequence))
 
 
-def definitions(prefix: str, identity: int, calls: int) -> list[str]:
-    """Macros, `NAME=value`, that make the program one model's. Raises InputError: `prefix` is not a C identifier."""
-    named = [flag.removeprefix("-D") for flag in harness.model_flags(prefix, layers=False)]
+def definitions(prefix: str, header: str, memory: Memory, identity: int, calls: int) -> list[str]:
+    """Macros, `NAME=value`, that make the program one model's, of whose model.h `header` is the text, and a target's.
+
+    Raises InputError: `prefix` is not a C identifier.
+    """
+    named = [flag.removeprefix("-D") for flag in harness.model_flags(prefix, header, memory, layers=False)]
     named += [f'MODEL_NAME="{prefix}"', f"BUILD_ID=0x{identity:016x}ull"]
     return [*named, f"MODEL_LAYERS_RUN={_by_layers(prefix)}", f"MODEL_CALLS={calls}"] if calls else named
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _START = "Linker script and memory map"
 _OUTPUT = re.compile(r"^(\.\S+|/DISCARD/)")
@@ -24,17 +24,25 @@ _CODE = ("kernels.o", "micro.o")  # of the archive: the kernels, and the micro-k
 
 @dataclass(frozen=True)
 class FlashSizes:
-    """Bytes of flash that a model takes: its weights, its kernels, the calls of them, and the toolchain's functions."""
+    """Bytes of flash that a model takes: its weights, its kernels, the calls of them, and the toolchain's functions.
+
+    external: weights in the external flash instead, of which `total` does not tell.
+    """
 
     weights: int
     code: int
     glue: int
     libraries: int
+    external: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in all."""
         return self.weights + self.code + self.glue + self.libraries
+
+    def outside(self) -> FlashSizes:
+        """The same with the weights in the external flash."""
+        return replace(self, weights=0, external=self.weights)
 
 
 def pieces(text: str) -> list[tuple[str, str, int]]:

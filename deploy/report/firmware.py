@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from deploy.budget import HOW
 
@@ -24,8 +25,10 @@ class Firmware:
     """Bytes of flash that linking the library adds, bytes of RAM that an inference needs, instructions it takes.
 
     libraries_bytes: of flash, functions of the toolchain that the model's code calls. io_bytes: inputs and outputs.
-    stack_bytes: the most that an inference used, None where it was not run. instructions: of an inference, a number for
-    each sample, exact; layers: the first sample's. how: stack and instructions were obtained.
+    pools: bytes of activations in each memory beside the arena; external_flash_bytes: weights that are in external
+    flash, and not among the others. stack_bytes: the most that an inference used, None where it was not run.
+    instructions: of an inference, a number for each sample, exact; layers: the first sample's. how: stack and
+    instructions were obtained.
     """
 
     weights_bytes: int
@@ -38,20 +41,24 @@ class Firmware:
     instructions: tuple[int, ...]
     layers: tuple[Layer, ...]
     how: str
+    pools: Mapping[str, int] = field(default_factory=dict)
+    external_flash_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.how not in HOW:
             raise ValueError(f"instructions cannot be {self.how!r}; allowed: {', '.join(HOW)}")
-        values = [getattr(self, field.name) for field in fields(self)]
-        if any(isinstance(value, int) and value < 0 for value in (*values, *self.instructions)):
+        values = [getattr(self, one.name) for one in fields(self)]
+        if any(isinstance(value, int) and value < 0 for value in (*values, *self.pools.values(), *self.instructions)):
             raise ValueError("bytes and instructions are 0 or more")
 
     @property
     def flash_bytes(self) -> int:
-        """Bytes of flash in all."""
+        """Bytes of flash in all, those of external flash not counted."""
         return self.weights_bytes + self.code_bytes + self.glue_bytes + self.libraries_bytes
 
     @property
     def ram_bytes(self) -> int | None:
-        """Bytes of RAM in all; None where the stack is not known."""
-        return None if self.stack_bytes is None else self.arena_bytes + self.io_bytes + self.stack_bytes
+        """Bytes of RAM in all, pools too; None where the stack is not known."""
+        if self.stack_bytes is None:
+            return None
+        return self.arena_bytes + sum(self.pools.values()) + self.io_bytes + self.stack_bytes

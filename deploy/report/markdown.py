@@ -30,8 +30,7 @@ def _budgets(report: Report) -> str:
     if not report.checks:
         return ""
     lines = [
-        (*map(_escaped, (row.name, row.limit, row.value, row.how)), f"**{row.verdict.value}**")
-        for row in rows(report)
+        (*map(_escaped, (row.name, row.limit, row.value, row.how)), f"**{row.verdict.value}**") for row in rows(report)
     ]
     table = _table(("Budget", "Limit", "Value", "How", "Verdict"), lines, right=(1, 2))
     notes = "\n".join(f"- {_escaped(reason)}" for reason in reasons(report))

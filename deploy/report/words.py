@@ -143,11 +143,15 @@ def _flash(firmware: Firmware) -> str:
         "glue": firmware.glue_bytes,
         "toolchain's functions": firmware.libraries_bytes,
     }
-    return f"{render(firmware.flash_bytes, 'bytes', 3)}: {_listed(parts)}"
+    external = firmware.external_flash_bytes
+    if external:
+        del parts["weights"]
+    outside = f"; external flash {render(external, 'bytes', 3)}: weights" if external else ""
+    return f"{render(firmware.flash_bytes, 'bytes', 3)}: {_listed(parts)}{outside}"
 
 
 def _ram(firmware: Firmware) -> str:
-    parts = {"arena": firmware.arena_bytes, "inputs and outputs": firmware.io_bytes}
+    parts = {"arena": firmware.arena_bytes, **firmware.pools, "inputs and outputs": firmware.io_bytes}
     if firmware.ram_bytes is None or firmware.stack_bytes is None:
         return f"{_listed(parts)}, and a stack that was not measured"
     total = render(firmware.ram_bytes, "bytes", 3)

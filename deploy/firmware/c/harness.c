@@ -1,39 +1,13 @@
 /* Runs a model on samples from a file and tells the host what came out and what it cost.
  *
- * Compiled for one model: MODEL_RUN is its `run`, MODEL_MACRO what its macros begin with. The file "inputs" holds the
- * inputs of one sample after the other, "outputs" gets their outputs, and "answer" gets lines of a word and numbers in
- * hexadecimal, the last of them "done"; one that begins with "error" is a sentence. Without a sample the model runs once,
- * on zeros. With MODEL_LAYERS defined it measures each call of a kernel instead of the whole.
+ * Compiled for one model, see buffers.h. The file "inputs" holds the inputs of one sample after the other, "outputs" gets
+ * their outputs, and "answer" gets lines of a word and numbers in hexadecimal, the last of them "done"; one that begins
+ * with "error" is a sentence. Without a sample the model runs once, on zeros. With MODEL_LAYERS defined it measures each
+ * call of a kernel instead of the whole.
  */
-#include <string.h>
-
+#include "buffers.h"
 #include "hook.h"
-#include "memory.h"
-#include "model.h"
 #include "semihosting.h"
-#include "stopwatch.h"
-
-#define PASTE(a, b) PASTE_(a, b)
-#define PASTE_(a, b) a##b
-#define INPUTS PASTE(MODEL_MACRO, _INPUTS)
-#define OUTPUTS PASTE(MODEL_MACRO, _OUTPUTS)
-#define ARENA_BYTES PASTE(MODEL_MACRO, _ARENA_BYTES)
-#define ARENA_ALIGNMENT PASTE(MODEL_MACRO, _ARENA_ALIGNMENT)
-
-#if defined(__riscv)
-#define MOVE "mv"
-#else
-#define MOVE "mov"
-#endif
-
-enum { GUARD = 8, GUARD_BYTE = 0xA5, SPARE_WORDS = 32 };
-
-/* The guards behind what the model writes must stay as they are. */
-#define INPUT(type, name, count) static type in_##name[count];
-#define OUTPUT(type, name, count) static type out_##name[(count) + GUARD];
-INPUTS(INPUT)
-OUTPUTS(OUTPUT)
-static unsigned char arena[ARENA_BYTES + GUARD] __attribute__((aligned(ARENA_ALIGNMENT)));
 
 static int32_t answer = -1;
 
@@ -77,30 +51,9 @@ void report_fault(const char *name, const uint32_t *words, uint32_t count) {
   host_exit(1);
 }
 
-__attribute__((noinline)) static int32_t infer(void) {
-#define PASS_INPUT(type, name, count) in_##name,
-#define PASS_OUTPUT(type, name, count) out_##name,
-  return MODEL_RUN(INPUTS(PASS_INPUT) OUTPUTS(PASS_OUTPUT) arena, ARENA_BYTES);
-}
-
-static void fill(void *data, uint32_t bytes) { memset(data, GUARD_BYTE, bytes); }
-
-static void check(const void *data, uint32_t bytes, const char *sentence) {
-  for (uint32_t i = 0; i < bytes; ++i)
-    if (((const unsigned char *)data)[i] != GUARD_BYTE) fail(sentence);
-}
-
-static void guard(void) {
-#define FILL(type, name, count) fill(out_##name + (count), GUARD * sizeof(type));
-  OUTPUTS(FILL)
-  fill(arena + ARENA_BYTES, GUARD);
-}
-
 static void check_guards(void) {
-#define CHECK(type, name, count) check(out_##name + (count), GUARD * sizeof(type), past_output);
-  static const char past_output[] = "the model wrote past the end of an output";
-  OUTPUTS(CHECK)
-  check(arena + ARENA_BYTES, GUARD, "the model wrote past the end of its arena");
+  if (!outputs_kept()) fail("the model wrote past the end of an output");
+  if (!arena_kept()) fail("the model wrote past the end of its arena");
 }
 
 static void check_status(int32_t status) {
@@ -122,16 +75,6 @@ static int next_sample(int32_t file) {
 }
 
 static uint64_t overhead;
-
-static uint64_t timed(void (*work)(void)) {
-  struct mark from, to;
-  stopwatch_mark(&from);
-  work();
-  stopwatch_mark(&to);
-  return stopwatch_between(&from, &to);
-}
-
-static void nothing(void) { __asm__ volatile(""); }
 
 #if defined(MODEL_LAYERS)
 static struct mark last;
@@ -159,17 +102,12 @@ static void measure(int32_t inputs, int32_t outputs, int more) {
   check_guards();
 }
 #else
-/* Bytes of stack that an inference takes, found by painting what is free of it. */
 static void measure_stack(void) {
-  const uint32_t paint = 0xA5A5A5A5u;
-  uint32_t *here;
-  __asm__ volatile(MOVE " %0, sp" : "=r"(here));
-  for (uint32_t *word = stack_limit; word < here; ++word) *(volatile uint32_t *)word = paint;
-  check_status(infer());
-  uint32_t *word = stack_limit;
-  while (word < here && *(volatile uint32_t *)word == paint) ++word;
-  if (word < stack_limit + SPARE_WORDS) fail("the stack is too small: almost no RAM is left for it");
-  say_fact("stack", (uint32_t)((unsigned char *)here - (unsigned char *)word));
+  int32_t status;
+  const uint32_t used = stack_used(&status);
+  check_status(status);
+  if (used == NO_STACK) fail("the stack is too small: almost no RAM is left for it");
+  say_fact("stack", used);
 }
 
 static void give_outputs(int32_t file) {

@@ -1,9 +1,9 @@
 /* Runs a model for a host at the other end of a serial line.
  *
- * Compiled for one model: MODEL_RUN is its `run`, MODEL_MACRO what its macros begin with, MODEL_NAME and BUILD_ID what it
- * calls itself. With MODEL_LAYERS_RUN, a second copy of the call sequence that calls harness_after, it can measure each
- * of the MODEL_CALLS calls of a kernel. COUNTS_INSTRUCTIONS: the stopwatch counts them, not cycles. OWN_START: it begins
- * at reset, and the stack reaches down to stack_limit.
+ * Compiled for one model, see buffers.h; MODEL_NAME and BUILD_ID are what it calls itself. With MODEL_LAYERS_RUN, a second
+ * copy of the call sequence that calls harness_after, it can measure each of the MODEL_CALLS calls of a kernel.
+ * COUNTS_INSTRUCTIONS: the stopwatch counts them, not cycles. OWN_START: it begins at reset, and the stack reaches down
+ * to stack_limit.
  *
  * A request is: session (2 bytes), number, operation, and what the operation takes. The answer begins with the same
  * session and number, and the operation with the highest bit set. A request with the session and number of the last one
@@ -12,43 +12,19 @@
  */
 #include "serial_harness.h"
 
-#include <string.h>
-
 #include "board.h"
+#include "buffers.h"
 #include "frames.h"
 #include "hook.h"
-#include "memory.h"
-#include "model.h"
-#include "stopwatch.h"
-
-#define PASTE(a, b) PASTE_(a, b)
-#define PASTE_(a, b) a##b
-#define INPUTS PASTE(MODEL_MACRO, _INPUTS)
-#define OUTPUTS PASTE(MODEL_MACRO, _OUTPUTS)
-#define ARENA_BYTES PASTE(MODEL_MACRO, _ARENA_BYTES)
-#define ARENA_ALIGNMENT PASTE(MODEL_MACRO, _ARENA_ALIGNMENT)
-
-#if defined(__riscv)
-#define MOVE "mv"
-#else
-#define MOVE "mov"
-#endif
 
 #if !defined(MODEL_CALLS)
 #define MODEL_CALLS 0
 #endif
 
-enum { VERSION = 1, GUARD = 8, GUARD_BYTE = 0xA5, SPARE_WORDS = 32, HEADER = 4, CHUNK = 240 };
+enum { VERSION = 1, HEADER = 4, CHUNK = 240 };
 enum operation { HELLO = 1, WRITE, RUN, READ, STACK, LAYERS, LAYER, SPIN };
 enum { ANSWER = 0x80, NO_SESSION = 0xFE, FAULT = 0xFF };
 enum outcome { GOOD, STATUS, PAST_OUTPUT, PAST_ARENA, SMALL_STACK, REFUSED };
-
-/* The guards behind what the model writes must stay as they are. */
-#define INPUT(type, name, count) static type in_##name[count];
-#define OUTPUT(type, name, count) static type out_##name[(count) + GUARD];
-INPUTS(INPUT)
-OUTPUTS(OUTPUT)
-static unsigned char arena[ARENA_BYTES + GUARD] __attribute__((aligned(ARENA_ALIGNMENT)));
 
 struct part {
   void *data;
@@ -124,48 +100,17 @@ static int copy(const struct part *parts, uint32_t count, uint32_t offset, uint8
   return 1;
 }
 
-#define PASS_INPUT(type, name, count) in_##name,
-#define PASS_OUTPUT(type, name, count) out_##name,
-#define ARGUMENTS INPUTS(PASS_INPUT) OUTPUTS(PASS_OUTPUT) arena, ARENA_BYTES
-
-__attribute__((noinline)) static int32_t infer(void) { return MODEL_RUN(ARGUMENTS); }
-
-static void guard(void) {
-#define FILL(type, name, count) memset(out_##name + (count), GUARD_BYTE, GUARD * sizeof(type));
-  OUTPUTS(FILL)
-  memset(arena + ARENA_BYTES, GUARD_BYTE, GUARD);
-}
-
-static int kept(const void *data, uint32_t bytes) {
-  for (uint32_t i = 0; i < bytes; ++i)
-    if (((const unsigned char *)data)[i] != GUARD_BYTE) return 0;
-  return 1;
-}
-
 static void put_result(int32_t status, uint64_t count) {
-  int outputs_kept = 1;
-#define CHECK(type, name, count) outputs_kept &= kept(out_##name + (count), GUARD * sizeof(type));
-  OUTPUTS(CHECK)
   if (status != 0)
     put_outcome(STATUS, (uint32_t)status, 0);
-  else if (!outputs_kept)
+  else if (!outputs_kept())
     put_outcome(PAST_OUTPUT, 0, 0);
-  else if (!kept(arena + ARENA_BYTES, GUARD))
+  else if (!arena_kept())
     put_outcome(PAST_ARENA, 0, 0);
   else
     put_outcome(GOOD, 0, count);
   guard();
 }
-
-static uint64_t timed(void (*work)(void)) {
-  struct mark from, to;
-  stopwatch_mark(&from);
-  work();
-  stopwatch_mark(&to);
-  return stopwatch_between(&from, &to);
-}
-
-static void nothing(void) { __asm__ volatile(""); }
 
 static void run(void) {
   struct mark from, to;
@@ -177,20 +122,14 @@ static void run(void) {
   put_result(status, stopwatch_between(&from, &to) - overhead);
 }
 
-/* Bytes of stack that an inference takes, found by painting what is free of it. */
 static void measure_stack(void) {
 #if defined(OWN_START)
-  const uint32_t paint = 0xA5A5A5A5u;
-  uint32_t *here;
-  __asm__ volatile(MOVE " %0, sp" : "=r"(here));
-  for (uint32_t *word = stack_limit; word < here; ++word) *(volatile uint32_t *)word = paint;
-  const int32_t status = infer();
-  uint32_t *word = stack_limit;
-  while (word < here && *(volatile uint32_t *)word == paint) ++word;
-  if (word < stack_limit + SPARE_WORDS)
+  int32_t status;
+  const uint32_t used = stack_used(&status);
+  if (used == NO_STACK)
     put_outcome(SMALL_STACK, 0, 0);
   else
-    put_result(status, (uint64_t)((unsigned char *)here - (unsigned char *)word));
+    put_result(status, used);
 #else
   put_outcome(REFUSED, 0, 0);
 #endif

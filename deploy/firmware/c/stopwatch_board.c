@@ -1,6 +1,8 @@
 /* Cycles of a Cortex-M: those of DWT where the processor has that counter, of SysTick otherwise. */
 #include "stopwatch.h"
 
+#include "stopwatch_known.h"
+
 #define DEMCR (*(volatile uint32_t *)0xE000EDFCu)
 #define DWT_CONTROL (*(volatile uint32_t *)0xE0001000u)
 #define DWT_CYCLES (*(volatile uint32_t *)0xE0001004u)
@@ -66,20 +68,4 @@ __attribute__((noinline)) void stopwatch_mark(struct mark *mark) {
 uint64_t stopwatch_between(const struct mark *from, const struct mark *to) {
   if (has_dwt) return (uint32_t)(to->first - from->first);
   return (((uint64_t)to->wraps << 32) | to->first) - (((uint64_t)from->wraps << 32) | from->first);
-}
-
-/* 3 instructions, then 20,000 times 5. */
-__attribute__((naked)) void stopwatch_known(void) {
-  __asm__ volatile(
-      ".syntax unified\n\t"
-      "movs r0, #125\n\t"
-      "movs r1, #160\n\t"
-      "muls r0, r1, r0\n"
-      "1:\n\t"
-      "nop\n\t"
-      "nop\n\t"
-      "nop\n\t"
-      "subs r0, #1\n\t"
-      "bne 1b\n\t"
-      "bx lr");
 }

@@ -7,6 +7,8 @@
  */
 #include "stopwatch.h"
 
+#include "stopwatch_known.h"
+
 #define CSR (*(volatile uint32_t *)0xE000E010u)
 #define RELOAD (*(volatile uint32_t *)0xE000E014u)
 #define CURRENT (*(volatile uint32_t *)0xE000E018u)
@@ -83,20 +85,4 @@ static uint64_t extended(const struct mark *mark) {
 uint64_t stopwatch_between(const struct mark *from, const struct mark *to) {
   const uint64_t handled = (uint64_t)(to->wraps - from->wraps) * WRAP_INSTRUCTIONS;
   return (extended(to) - extended(from)) / TICK_DENOMINATOR - handled;
-}
-
-/* 3 instructions, then 20,000 times 5. */
-__attribute__((naked)) void stopwatch_known(void) {
-  __asm__ volatile(
-      ".syntax unified\n\t"
-      "movs r0, #125\n\t"
-      "movs r1, #160\n\t"
-      "muls r0, r1, r0\n"
-      "1:\n\t"
-      "nop\n\t"
-      "nop\n\t"
-      "nop\n\t"
-      "subs r0, #1\n\t"
-      "bne 1b\n\t"
-      "bx lr");
 }
