@@ -36,7 +36,7 @@ from deploy.kernels.plain import build_object, external_symbols, to_plain
 from deploy.target import Target
 from deploy.tuning.builder import LONGEST_REASON, Built, compile_all, told
 from deploy.tuning.firmware_task import Allowance, Blob, Known, same
-from deploy.tuning.runner import Measured
+from deploy.tuning.runner import MEMORY_BYTES, Measured
 from deploy.tuning.task import Task
 
 OBJECT, FACTS = "candidate.o", "facts.json"
@@ -66,6 +66,7 @@ class ObjectShop:
     target: Target
     workers: int
     timeout_s: float = COMPILE_S
+    memory_bytes: int = MEMORY_BYTES
 
     def compile(self, job: Job, folder: Path) -> None:
         """Compile one candidate. Raises ToolError where it needs more memory than the default, and what TVM raises."""

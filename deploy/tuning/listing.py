@@ -5,24 +5,25 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from deploy.errors import InputError
 from deploy.tuning import store
-
-_FOLDER = re.compile(r"(?P<fingerprint>[0-9a-f]+)-tvm(?P<tvm>.+)")
+from deploy.tuning.current import stale_folders
+from deploy.tuning.log_lines import Header, Record, unpack
+from deploy.units import did_you_mean
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One log: kernels with records, records, those of them that failed, lines that are damaged, bytes of its files."""
+    """One log: kernels with records, records, those of them that failed, lines that are damaged, bytes of its file.
+
+    proposals: schedules of other targets that are yet to be measured. stale: why nobody uses the records, or "".
+    """
 
     target: str
     fingerprint: str
@@ -30,8 +31,10 @@ class LogRow:
     kernels: int
     records: int
     failed: int
+    proposals: int
     damaged: int
     size: int
+    stale: str
     folder: Path
 
 
@@ -42,7 +45,8 @@ class KernelRow:
     target: str
     fingerprint: str
     tvm: str
-    line: int
+    id: str
+    name: str
     arguments: str
     records: int
     failed: int
@@ -51,56 +55,68 @@ class KernelRow:
 
 def logs(root: Path) -> list[LogRow]:
     """Every log under `root`, by target; none where there is no such folder. Raises InputError if it is unreadable."""
-    return [_log_row(folder, store.read(folder)) for folder in _folders(root)]
+    folders = store.folders(root)
+    stale = stale_folders(folders)
+    return [_log_row(folder, stale.get(folder, "")) for folder in folders if (folder / store.LOG).is_file()]
+
+
+def of_target(root: Path, target: str) -> list[Path]:
+    """The folders with a target's logs. Raises InputError where there are none, with the nearest name there is."""
+    folders = [folder for folder in store.folders(root) if (folder / store.LOG).is_file()]
+    found = [folder for folder in folders if folder.parent.name == target]
+    if not found:
+        names = sorted({folder.parent.name for folder in folders})
+        there = f"; there are {', '.join(names)}" if names else ""
+        hint = did_you_mean(target, names) or there
+        raise InputError(f"there is no tuning log of target {target} in {root}{hint}")
+    return found
 
 
 def kernels(root: Path, target: str) -> list[KernelRow]:
     """The kernels in the logs of a target, the slowest first. Raises InputError where it has no log."""
-    rows = []
-    for folder in _of_target(root, target):
-        for line, records in _by_kernel(store.read(folder)).items():
-            rows.append(_kernel_row(folder, line, records))
+    rows = [row for folder in of_target(root, target) for row, _ in _kernel_rows(folder)]
     return sorted(rows, key=lambda row: (row.fingerprint, row.tvm, -inf if row.best_s is None else -row.best_s))
 
 
-def best(root: Path, target: str) -> list[tuple[KernelRow, Any]]:
-    """The fastest record of each kernel of a target, as it stands in the log: [trace, seconds, target, arguments].
+def best(root: Path, target: str) -> list[tuple[KernelRow, Record]]:
+    """The fastest record of each kernel of a target. Kernels of which every candidate failed are left out.
 
-    Kernels of which every candidate failed are left out. Raises InputError where the target has no log.
+    Raises InputError where the target has no log.
     """
-    found = []
-    for folder in _of_target(root, target):
-        for line, records in _by_kernel(store.read(folder)).items():
-            row = _kernel_row(folder, line, records)
-            if row.best_s is not None:
-                found.append((row, min(records, key=_time_s).content))
-    return found
+    rows = [found for folder in of_target(root, target) for found in _kernel_rows(folder)]
+    return [(row, min(records, key=lambda record: record.time_s)) for row, records in rows if row.best_s is not None]
 
 
 def render_logs(root: Path) -> str:
     """The logs under `root` as a table."""
     rows = logs(root)
-    if not rows:
-        return f"no tuning logs in {root}"
     head = ("target", "fingerprint", "TVM", "kernels", "records", "failed", "size")
     cells = [
-        (r.target, r.fingerprint, r.tvm, str(r.kernels), str(r.records), str(r.failed), f"{r.size / 1024:.0f} KiB")
+        (r.target, r.fingerprint, r.tvm, str(r.kernels), str(r.records), str(r.failed), f"{r.size / 1024:.1f} KiB")
         for r in rows
     ]
-    notes = [
-        f"{row.folder}: {row.damaged} damaged lines, which the next tuning run removes" for row in rows if row.damaged
-    ]
-    return "\n".join([_table(head, cells, "<<<>>>>"), *notes])
+    lines = [_table(head, cells, "<<<>>>>") if rows else f"no tuning logs in {root}"]
+    for row in rows:
+        if row.stale:
+            lines.append(f"{row.folder}: {row.stale}, not used; `tvm-deploy logs prune {row.target} --stale` drops it")
+        if row.proposals:
+            lines.append(f"{row.folder}: {row.proposals} schedules of other targets, which the next tuning run tries")
+        if row.damaged:
+            lines.append(f"{row.folder}: {row.damaged} damaged lines; see `tvm-deploy logs verify`")
+    for folder in store.folders(root):
+        if any((folder / name).is_file() for name in store.OLD_FILES):
+            lines.append(f"{folder}: files of another version of tvm-deploy, which are not read; delete or tune again")
+    return "\n".join(lines)
 
 
 def render_kernels(root: Path, target: str) -> str:
     """The kernels of a target as a table."""
-    head = ("fingerprint", "TVM", "best", "records", "failed", "arguments")
+    head = ("fingerprint", "TVM", "best", "records", "failed", "kernel", "arguments")
     cells = [
-        (r.fingerprint, r.tvm, _time(r.best_s), str(r.records), str(r.failed), r.arguments)
+        (r.fingerprint, r.tvm, _time(r.best_s), str(r.records), str(r.failed), r.name, r.arguments)
         for r in kernels(root, target)
     ]
-    return _table(head, cells, "<<>>><") if cells else f"no records of target {target} in {root}"
+    return _table(head, cells, "<<>>><<") if cells else f"no records of target {target} in {root}"
 
 
 def render_best(root: Path, target: str) -> str:
@@ -109,74 +125,52 @@ def render_best(root: Path, target: str) -> str:
         {
             "fingerprint": row.fingerprint,
             "tvm": row.tvm,
-            "kernel": row.line,
+            "kernel": row.id,
+            "name": row.name,
             "arguments": row.arguments,
             "best_s": row.best_s,
-            "record": record,
+            "trace": unpack(record.trace),
         }
         for row, record in best(root, target)
     ]
     return "\n".join(json.dumps(line) for line in lines)
 
 
-def _folders(root: Path) -> list[Path]:
-    try:
-        found = [path for path in root.glob("*/*") if path.is_dir() and _FOLDER.fullmatch(path.name)]
-    except OSError as error:
-        raise InputError(f"cannot read the tuning logs in {root}: {error.strerror or error}") from None
-    return sorted(found, key=lambda path: (path.parent.name, path.name))
+def _log_row(folder: Path, stale: str) -> LogRow:
+    contents = store.read(folder)
+    done = {(record.kernel, record.trace) for record in contents.records}
+    counts = (
+        len({record.kernel for record in contents.records}),
+        len(contents.records),
+        sum(not record.ns for record in contents.records),
+        sum((proposal.kernel, proposal.trace) not in done for proposal in contents.proposals),
+        len(contents.damaged),
+    )
+    owner = _owner(folder)
+    size = (folder / store.LOG).stat().st_size
+    return LogRow(owner.target, owner.fingerprint, owner.tvm, *counts, size, stale, folder)
 
 
-def _of_target(root: Path, target: str) -> list[Path]:
-    folders = _folders(root)
-    found = [folder for folder in folders if folder.parent.name == target]
-    if not found:
-        names = sorted({folder.parent.name for folder in folders})
-        near = difflib.get_close_matches(target, names, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}" if names else ""
-        raise InputError(f"there is no tuning log of target {target} in {root}{hint}")
-    return found
+def _owner(folder: Path) -> Header:
+    owner = store.identity(folder)
+    assert owner is not None, folder
+    return owner
 
 
-def _identity(folder: Path) -> tuple[str, str, str]:
-    match = _FOLDER.fullmatch(folder.name)
-    assert match is not None
-    return folder.parent.name, match["fingerprint"], match["tvm"]
-
-
-def _time_s(record: store.Record) -> float:
-    return store.typical_s(record.content[1])
-
-
-def _by_kernel(contents: store.Contents) -> dict[int, list[store.Record]]:
-    found: dict[int, list[store.Record]] = {}
+def _kernel_rows(folder: Path) -> list[tuple[KernelRow, list[Record]]]:
+    contents, owner = store.read(folder), _owner(folder)
+    groups: dict[str, list[Record]] = {}
     for record in contents.records:
-        found.setdefault(record.workload, []).append(record)
-    return found
-
-
-def _log_row(folder: Path, contents: store.Contents) -> LogRow:
-    failed = sum(_time_s(record) == inf for record in contents.records)
-    files = (folder / name for name in (store.WORKLOADS, store.RECORDS))
-    size = sum(path.stat().st_size for path in files if path.is_file())
-    counts = (len(_by_kernel(contents)), len(contents.records), failed, contents.damaged)
-    return LogRow(*_identity(folder), *counts, size, folder)
-
-
-def _kernel_row(folder: Path, line: int, records: list[store.Record]) -> KernelRow:
-    times = [_time_s(record) for record in records]
-    fastest = min(times)
-    arguments = _arguments(records[0].content[3])
-    counts = (len(records), times.count(inf))
-    return KernelRow(*_identity(folder), line, arguments, *counts, None if fastest == inf else fastest)
-
-
-def _arguments(described: Any) -> str:
-    """MetaSchedule's list of ["TENSOR", dtype, shape] as text."""
-    try:
-        return " ".join(f"{dtype}[{','.join(map(str, shape))}]" for _, dtype, shape in described)
-    except (TypeError, ValueError):
-        return "?"
+        groups.setdefault(record.kernel, []).append(record)
+    rows = []
+    for kernel, records in groups.items():
+        described = contents.kernels.get(kernel)
+        words = (described.name, described.arguments) if described else ("?", "?")
+        fastest = min(record.time_s for record in records)
+        counts = (len(records), sum(not record.ns for record in records))
+        time_s = None if fastest == inf else fastest
+        rows.append((KernelRow(owner.target, owner.fingerprint, owner.tvm, kernel, *words, *counts, time_s), records))
+    return rows
 
 
 def _time(seconds: float | None) -> str:

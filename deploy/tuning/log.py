@@ -1,15 +1,15 @@
 """The tuning log: what was measured for which kernel, kept by target fingerprint and TVM version.
 
-Records of another fingerprint or TVM version lie in another folder and are never looked at. Reading changes nothing;
-lines that cannot be used, such as one cut off when the power went, are taken out by the next run that writes.
+Records of another fingerprint or TVM version lie in another folder and are never looked at. A kernel is known by its
+id (`kernel_id`); its module is not kept, as whoever looks for records has it. Applying a trace can only give another
+schedule of the very kernel it is applied to, or fail: no record can change what is computed.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,15 @@ from tvm import tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
-from tvm.s_tir.schedule import ScheduleError
-from tvm.target import Target as TvmTarget
-from tvm_ffi import structural_equal, structural_hash
+from tvm.s_tir.schedule import ScheduleError, Trace
 
 from deploy.kernels.micro.intrinsics import register_named
 from deploy.target import Target
 from deploy.tuning import store
-from deploy.tuning.store import FAILED_S, RECORDS, WORKLOADS, folder_for
-from deploy.tuning.task import workload
-
-WAIT_S = 5.0  # for another run to let go of the log
+from deploy.tuning.kernel_id import KernelIds, arguments, readable_name
+from deploy.tuning.log_lines import LONGEST_REASON, Kernel, Line, Proposal, Record, nanoseconds, pack, unpack
+from deploy.tuning.store import FAILED_S, LogFile, folder_for
+from deploy.tuning.task import Task, workload
 
 
 def time_s(record: ms.database.TuningRecord) -> float:
@@ -45,28 +43,33 @@ def replay(record: ms.database.TuningRecord, func: tirx.PrimFunc) -> Schedule | 
     return schedule
 
 
-@dataclass
-class _Entry:
-    """A record as it stands in the file; decoding replays its trace, so that is done for those that are wanted."""
+def _applied(packed: str, mod: IRModule) -> Schedule | None:
+    """A packed trace applied to a kernel; nothing where it does not fit the kernel or this TVM."""
+    schedule = Schedule(mod)
+    try:
+        trace = unpack(packed)
+        _know_instructions(trace)
+        Trace.apply_json_to_schedule(trace, schedule)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return schedule
 
-    owner: ms.database.Workload
-    time_s: float
-    content: list[Any]
-    record: ms.database.TuningRecord | None = None
 
-    def decode(self, database: ms.database.Database) -> ms.database.TuningRecord | None:
-        """The record, which then is in `database` too; nothing where its trace does not fit the kernel or this TVM."""
-        if self.record is None and self.content:
-            content, self.content = self.content, []
-            with contextlib.suppress(RuntimeError, ValueError, TypeError, KeyError, AttributeError):
-                _know_instructions(content)
-                self.record = ms.database.TuningRecord.from_json(content, self.owner)
-                database.commit_tuning_record(self.record)
-        return self.record
+def _plain(value: Any) -> Any:
+    """TVM's containers and numbers as Python's."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, tirx.IntImm | tirx.FloatImm):
+        return value.value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value]
 
 
 def _know_instructions(content: Any) -> None:
-    """Make known to TVM what a record's trace puts in the place of loops."""
+    """Make known to TVM what a trace puts in the place of loops."""
     if isinstance(content, str):
         register_named(content)
     elif isinstance(content, list):
@@ -74,50 +77,60 @@ def _know_instructions(content: Any) -> None:
             _know_instructions(part)
 
 
+@dataclass
+class _Entry:
+    """A record as it stands in the file; decoding applies its trace, so that is done for those that are wanted."""
+
+    line: Record
+    record: ms.database.TuningRecord | None = None
+    tried: bool = False
+
+    def decoded(self, mod: IRModule, database: ms.database.Database) -> ms.database.TuningRecord | None:
+        """The record, which then is in `database` too; nothing where its trace does not fit."""
+        if not self.tried:
+            self.tried = True
+            schedule = _applied(self.line.trace, mod)
+            if schedule is not None:
+                self.keep(schedule, mod, database)
+        return self.record
+
+    def keep(self, schedule: Schedule, mod: IRModule, database: ms.database.Database) -> None:
+        """Put the record into `database`."""
+        self.tried = True
+        seconds = [ns / 1e9 for ns in self.line.ns] or [FAILED_S]
+        self.record = ms.database.TuningRecord(schedule.trace, database.commit_workload(mod), seconds)
+        database.commit_tuning_record(self.record)
+
+
 class Kernels:
-    """Records in memory, by kernel. `database` holds those of kernels that were asked for."""
+    """Lines of logs in memory, by kernel. `database` holds the records of kernels that were asked for."""
 
     def __init__(self) -> None:
         self.database = ms.database.MemoryDatabase()
-        self._groups: dict[int, list[list[_Entry]]] = {}  # by the kernel's hash; a group is of one kernel
+        self.described: set[str] = set()
+        self._entries: dict[str, dict[str, _Entry]] = {}  # by kernel and trace: the fastest record of each
+        self._proposals: dict[str, dict[str, None]] = {}  # traces by kernel
 
-    def add(self, record: ms.database.TuningRecord) -> None:
-        """Remember a record."""
-        self.database.commit_tuning_record(record)
-        self._insert(_Entry(record.workload, time_s(record), [], record))
-
-    def _insert(self, entry: _Entry) -> None:
-        groups = self._groups.setdefault(structural_hash(entry.owner.mod), [])
-        group = next((group for group in groups if group[0].owner.same_as(entry.owner)), None)
-        if group is None:
-            groups.append(group := [])
-        group.append(entry)
-
-    def of(self, mod: IRModule) -> list[tuple[float, Callable[[], ms.database.TuningRecord | None]]]:
-        """For each record of a kernel its time, and how to get it."""
-        groups = self._groups.get(structural_hash(mod), [])
-        found = next((group for group in groups if structural_equal(group[0].owner.mod, mod)), [])
-        return [(entry.time_s, partial(entry.decode, self.database)) for entry in found]
-
-    def read(self, folder: Path) -> list[IRModule]:
-        """Add the records in a folder; the kernels of its workloads, by line."""
-        contents = store.read(folder)
-        workloads = [_decoded(line) for line in contents.workloads]
-        known = [None if w is None else self.database.commit_workload(w.mod) for w in workloads]
-        for line in contents.records:
-            owner = known[line.workload]
-            if owner is not None:
-                self._insert(_Entry(owner, store.typical_s(line.content[1]), line.content))
-        return [IRModule() if w is None else w.mod for w in workloads]
-
-
-def _decoded(line: list[str] | None) -> ms.database.Workload | None:
-    if line is None:
+    def add(self, line: Line) -> _Entry | None:
+        """Remember a line; the entry of a record, unless the candidate has a faster one already."""
+        if isinstance(line, Kernel):
+            self.described.add(line.id)
+        elif isinstance(line, Proposal):
+            self._proposals.setdefault(line.kernel, {})[line.trace] = None
+        elif isinstance(line, Record):
+            known = self._entries.setdefault(line.kernel, {})
+            if line.trace not in known or line.time_s < known[line.trace].line.time_s:
+                known[line.trace] = _Entry(line)
+                return known[line.trace]
         return None
-    try:
-        return ms.database.Workload.from_json(line)
-    except (RuntimeError, ValueError, TypeError, KeyError):
-        return None
+
+    def of(self, kernel: str) -> list[_Entry]:
+        """The records of a kernel, the fastest first."""
+        return sorted(self._entries.get(kernel, {}).values(), key=lambda entry: entry.line.time_s)
+
+    def proposed(self, kernel: str) -> list[str]:
+        """Packed traces that were proposed for a kernel and have no record."""
+        return [trace for trace in self._proposals.get(kernel, {}) if trace not in self._entries.get(kernel, {})]
 
 
 class TuningLog:
@@ -125,10 +138,10 @@ class TuningLog:
 
     def __init__(self, folder: Path | None, others: Sequence[Path] = ()) -> None:
         self.folder = folder
-        self._others = tuple(others)
-        self._own: Kernels | None = None
-        self._shipped: Kernels | None = None
-        self._lines: list[IRModule] = []
+        self._own = LogFile(folder) if folder is not None else None
+        self._files = [*([self._own] if self._own else []), *map(LogFile, others)]
+        self._kernels = Kernels()
+        self._ids = KernelIds()
         self._writable = False
 
     @classmethod
@@ -146,67 +159,70 @@ class TuningLog:
 
     @property
     def kernels(self) -> Kernels:
-        """The records in the log's own folder."""
-        if self._own is None:
-            self._own = Kernels()
-            self._lines = self._own.read(self.folder) if self.folder is not None else []
-        return self._own
+        """What is on record up to now, other processes' records too. Raises InputError where a log cannot be read."""
+        for file in self._files:
+            for line in file.news():
+                self._kernels.add(line)
+        return self._kernels
 
     @contextlib.contextmanager
-    def writing(self, wait_s: float = WAIT_S) -> Iterator[None]:
-        """Let `commit` add records, and no other process.
+    def writing(self) -> Iterator[None]:
+        """Let `commit` add records, as other processes may at the same time; all are on the disk at the end.
 
-        Raises InputError where the folder cannot be written to, ToolError where another run has it after `wait_s`.
+        Raises InputError where the folder cannot be written to.
         """
-        if self.folder is None:
+        if self._own is None:
             raise ValueError("this tuning log was opened for reading")
-        with store.lock(self.folder, wait_s):
-            store.mend(self.folder)
-            self._own = None  # another run may have added records since this log was opened
-            self._writable = True
-            try:
-                yield
-            finally:
-                self._writable = False
+        store.make(self._own.folder)
+        self._writable = True
+        try:
+            yield
+        finally:
+            self._writable = False
+            self._own.sync()
 
-    def commit(self, mod: IRModule, schedule: Schedule, seconds: Sequence[float], target: TvmTarget) -> None:
-        """Add a measured candidate of the kernel `mod`; no `seconds` says that it failed. It is on disk at once.
+    def commit(self, task: Task, schedule: Schedule, seconds: Sequence[float], reason: str = "") -> None:
+        """Add a measured candidate; no `seconds` says that it failed, for that reason.
 
-        Raises ToolError where it cannot be written.
+        From then on it survives this process, and after `sync` a power cut. Raises ToolError where it cannot be
+        written.
         """
-        if self.folder is None or not self._writable:
+        if self._own is None or not self._writable:
             raise ValueError("records are added inside `writing()`")
-        kernels = self.kernels
-        owner = kernels.database.commit_workload(mod)
-        info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
-        record = ms.database.TuningRecord(schedule.trace, owner, list(seconds) or [FAILED_S], target, info)
-        store.append(self.folder / RECORDS, [self._line_of(owner), record.as_json()])
-        kernels.add(record)
+        kernels, mod = self.kernels, task.mod
+        kernel = self._ids.of(mod)
+        trace, ns = pack(_plain(schedule.trace.as_json())), tuple(map(nanoseconds, seconds))
+        failed = "" if ns else (" ".join(reason.split()).encode("utf-8", "replace").decode() or "failed")
+        record = Record(kernel, trace, ns, failed[:LONGEST_REASON], len(kernels.of(kernel)) + 1)
+        described = kernel in kernels.described
+        new: list[Line] = [] if described else [Kernel(kernel, readable_name(task.name), arguments(mod))]
+        new.append(record)
+        self._own.append(new)
+        for line in new:
+            entry = kernels.add(line)
+            if entry is not None:
+                entry.keep(schedule, mod, kernels.database)
 
-    def _line_of(self, owner: ms.database.Workload) -> int:
-        """The line of a kernel in workloads.json, written where it is new."""
-        assert self.folder is not None
-        for index, known in enumerate(self._lines):
-            if structural_equal(known, owner.mod):
-                return index
-        store.append(self.folder / WORKLOADS, owner.as_json())
-        self._lines.append(owner.mod)
-        return len(self._lines) - 1
+    def sync(self) -> None:
+        """Have on the disk what was added. Raises ToolError where that fails."""
+        if self._own is not None:
+            self._own.sync()
+
+    def records(self, mod: IRModule) -> list[ms.database.TuningRecord]:
+        """All records of a kernel, failed ones too, the fastest first; of a candidate with several the fastest."""
+        return list(self._ranked(mod))
 
     def _ranked(self, mod: IRModule) -> Iterator[ms.database.TuningRecord]:
-        if self._shipped is None:
-            self._shipped = Kernels()
-            for folder in self._others:
-                self._shipped.read(folder)
-        entries = [*self.kernels.of(mod), *self._shipped.of(mod)]
-        for _, decode in sorted(entries, key=lambda entry: entry[0]):
-            record = decode()
+        kernels = self.kernels
+        for entry in kernels.of(self._ids.of(mod)):
+            record = entry.decoded(mod, kernels.database)
             if record is not None:
                 yield record
 
-    def records(self, mod: IRModule) -> list[ms.database.TuningRecord]:
-        """All records of a kernel, failed ones too, the fastest first."""
-        return list(self._ranked(mod))
+    def proposals(self, mod: IRModule) -> list[Schedule]:
+        """Schedules that were good for a kernel on another target and have no record here yet, the best first."""
+        found = (_applied(trace, mod) for trace in self.kernels.proposed(self._ids.of(mod)))
+        return [schedule for schedule in found if schedule is not None]
 
     def find(self, func: tirx.PrimFunc) -> Schedule | None:
         """The fastest schedule on record for exactly this kernel, or nothing."""

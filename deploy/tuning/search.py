@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.utils import shash2hex
 from tvm.target import Target as TvmTarget
 from tvm_ffi import structural_hash
 
-from deploy.errors import ToolError
+from deploy.errors import InputError, ToolError
 from deploy.kernels.default import default_schedule
 from deploy.kernels.for_target import machine_for
 from deploy.progress import Progress, ProgressEvent, left
 from deploy.target import Target
+from deploy.tuning.ending import Ending
+from deploy.tuning.experience import kept
 from deploy.tuning.explore import Explorer, Setting, cost_model, explorer_for, result_of
+from deploy.tuning.farm import opened
 from deploy.tuning.firmware_runner import FirmwareBench
 from deploy.tuning.guard import Interrupts, temporary_folder
 from deploy.tuning.log import TuningLog, replay, time_s
@@ -61,6 +66,12 @@ class Outcome:
     trials: int
     failures: int
     reasons: dict[str, int]
+    stopped: str = ""  # why, where that was before all candidates were measured
+
+    @property
+    def words(self) -> str:
+        """What to tell of it in the end."""
+        return f"{self.trials} candidates measured" + (f", then ended: {self.stopped}" if self.stopped else "")
 
 
 @dataclass
@@ -95,12 +106,14 @@ class _Run:
     progress: Progress
     interrupts: Interrupts
     states: list[_State]
-    withheld: list[tuple[Task, Schedule]] = field(default_factory=list)
+    model: ms.cost_model.XGBModel
+    ending: Ending
+    stopped: str = ""
+    withheld: list[tuple[Task, Schedule, Measured]] = field(default_factory=list)
     succeeded: bool = False
 
     def __post_init__(self) -> None:
         self.machine, self.tvm_target = machine_for(self.target), TvmTarget(self.target.tvm)
-        self.model = cost_model()
         for state in self.states:
             records = self.log.records(state.task.mod)
             state.trials = len(records)
@@ -116,6 +129,7 @@ class _Run:
             for state, schedule, measured in zip(states, schedules, measuring, strict=True):
                 self._keep(state, schedule, measured)
                 found.append(measured)
+        self.log.sync()
         return found
 
     def _keep(self, state: _State, schedule: Schedule, measured: Measured) -> None:
@@ -124,13 +138,11 @@ class _Run:
         state.trials += 1
         state.best_s = min(state.best_s, typical_s(list(measured.seconds)))
         self.succeeded = self.succeeded or bool(measured.seconds)
-        self.withheld.append((state.task, schedule))
+        self.withheld.append((state.task, schedule, measured))
         if self.succeeded:
-            *failed, (task, last) = self.withheld
-            self.withheld = []
-            for failed_task, failed_schedule in failed:
-                self.log.commit(failed_task.mod, failed_schedule, (), self.tvm_target)
-            self.log.commit(task.mod, last, measured.seconds, self.tvm_target)
+            held, self.withheld = self.withheld, []
+            for task, candidate, outcome in held:
+                self.log.commit(task, candidate, outcome.seconds, outcome.reason)
         self._tell(state)
 
     def _tell(self, state: _State) -> None:
@@ -139,9 +151,15 @@ class _Run:
             ProgressEvent(
                 "tune", state.task.name, min(tally.trials, tally.wanted), tally.wanted,
                 None if state.best_s == UNKNOWN else state.best_s, tally.failures,
-                left(tally.trials, tally.wanted, time.monotonic() - tally.started),
+                self._left_s(),
             )
         )  # fmt: skip
+
+    def _left_s(self) -> float | None:
+        """Seconds until all candidates are measured, or the time is over."""
+        tally = self.tally
+        limits = (left(tally.trials, tally.wanted, time.monotonic() - tally.started), self.ending.left_s())
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def known(self, task: Task) -> set[int]:
         """Hashes of the scheduled modules on record for a task."""
@@ -155,10 +173,23 @@ class _Run:
         new = [(s, d) for s, d in pairs if structural_hash(d.mod) not in self.known(s.task)]
         self.measure([state for state, _ in new], [schedule for _, schedule in new])
 
+    def measure_proposals(self) -> None:
+        """Measure what was good on a similar target, each task's best first, as far as the trials go."""
+        found: list[tuple[int, _State, Schedule]] = []
+        for state in self.states:
+            known = self.known(state.task)
+            fresh = {structural_hash(schedule.mod): schedule for schedule in self.log.proposals(state.task.mod)}
+            new = [schedule for key, schedule in fresh.items() if key not in known]
+            found += [(rank, state, schedule) for rank, schedule in enumerate(new)]
+        found.sort(key=lambda proposal: proposal[0])
+        found = found[: max(0, self.tally.wanted - self.tally.trials)]
+        self.measure([state for _, state, _ in found], [schedule for _, _, schedule in found])
+
     def search(self) -> None:
-        """Measure what the explorers propose until there are enough candidates or no more to propose."""
+        """Measure what the explorers propose until there are enough candidates or no more, or the run is to end."""
         while self.tally.trials < self.tally.wanted:
-            chosen = self._round()
+            self.stopped = self.ending.reason(sum(state.share_s for state in self.states))
+            chosen = [] if self.stopped else self._round()
             if not chosen:
                 return
             measured = self.measure([state for state, _ in chosen], [c.sch for _, c in chosen])
@@ -204,37 +235,54 @@ class _Run:
         setting = Setting(self.tvm_target, self.machine, self.model, self.log.kernels.database, self.batch)
         explorer = explorer_for(state.task, setting, self.known(state.task), state.seed)
         records = self.log.records(state.task.mod)
-        if records:  # what earlier runs measured, and the default
+        if records and shash2hex(state.task.mod) not in self.model.data:  # what earlier runs measured, and the default
             candidates = [record.as_measure_candidate() for record in records]
             seconds = [tuple(float(s) for s in record.run_secs or ()) for record in records]
             self.model.update(explorer.context, candidates, [result_of(s, "") for s in seconds])
         return explorer
 
 
-def _bench(target: Target, folder: Path) -> Measuring:
-    return (FirmwareBench if target.artifact == "firmware" else Bench).open(target, folder)
+def _bench(target: Target, folder: Path, executor: Executor | None) -> Measuring:
+    if target.artifact != "firmware":
+        return Bench.open(target, folder, executor)
+    if executor is not None:
+        raise InputError(f"candidates for {target.name} are firmware, which is compiled here: leave out --builders")
+    return FirmwareBench.open(target, folder)
 
 
-def tune(tasks: list[Task], target: Target, log: TuningLog, trials: int, progress: Progress, seed: int = 0) -> Outcome:
+def tune(
+    tasks: list[Task],
+    target: Target,
+    log: TuningLog,
+    trials: int,
+    progress: Progress,
+    seed: int = 0,
+    builders: Executor | str | None = None,
+) -> Outcome:
     """Measure until `trials` candidates of `tasks` are on record; each record is in the log at once.
 
     The default schedule of every task is measured first, so there may be as many more. Ctrl-C ends the run between
     two candidates with KeyboardInterrupt; the next run goes on from there.
 
-    Raises ToolError where not one candidate could be measured, with the commonest reasons, or where another run has
-    the log, and InputError where the log cannot be written.
+    builders: who compiles candidates on other machines, an executor or a Dask scheduler's address (dask://host:port).
+
+    Raises ToolError where not one candidate could be measured, with the commonest reasons, and InputError where the
+    log cannot be written, no scheduler answers, or there are `builders` for firmware.
     """
     if trials <= 0 or not tasks:
         return Outcome(len(tasks), 0, 0, {})
-    with Interrupts() as interrupts, log.writing(), temporary_folder() as folder:
+    ending, model = Ending.of(target), cost_model()
+    with opened(builders) as executor, Interrupts() as interrupts, log.writing(), temporary_folder() as folder:
         known = sum(len(log.records(task.mod)) for task in tasks)
         tally = Tally(max(0, trials - known))
         with interrupts.allowed():
-            bench = _bench(target, folder)
+            bench = _bench(target, folder, executor)
         states = [_State(task, seed + number + 1) for number, task in enumerate(tasks)]
-        run = _Run(target, log, bench, tally, progress, interrupts, states)
-        run.measure_defaults()
-        run.search()
+        with kept(model, log.folder):
+            run = _Run(target, log, bench, tally, progress, interrupts, states, model, ending)
+            run.measure_defaults()
+            run.measure_proposals()
+            run.search()
     if tally.trials and tally.failures == tally.trials:
         raise ToolError(f"none of {tally.trials} candidates could be measured: {'; '.join(tally.common())}")
-    return Outcome(len(tasks), tally.trials, tally.failures, tally.reasons)
+    return Outcome(len(tasks), tally.trials, tally.failures, tally.reasons, run.stopped)

@@ -1,58 +1,73 @@
-"""The files of a tuning log, without TVM: where they lie, what their lines mean, how they are read and mended.
+"""Where tuning logs lie and how their files are read and added to, without TVM. `log_lines` says what is in them.
 
 ```
-tuning_logs/<target>/<fingerprint>-tvm<version>/workloads.json    one kernel a line: [hash, module]
-                                               /records.json      one candidate a line: [kernel's line, record]
+tuning_logs/<target>/<fingerprint>-tvm<version>/log.jsonl         records of other ones have other folders
+                                               /cost_model.npz    what was learned from them
 ```
 
-These are the files of MetaSchedule's JSONDatabase. A record is [trace, seconds of each run, target, arguments]; a
-candidate that failed has FAILED_S as its time. The seconds of a microcontroller's kernel are its instructions, counted
-in an emulator, at the target's clock, one a cycle: a single number, always the same.
+Several processes may add to a log at once: each adds whole lines with one write, under a lock that is held no longer
+than that, and sees what the others added. A process that is killed in the middle, or a power cut, leaves half a line at
+most: the next line begins a new one, readers leave the half out, and `verify` finds it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from deploy import files
 from deploy.errors import InputError, ToolError
 from deploy.target import Target
+from deploy.tuning.log_lines import Header, Kernel, Line, NewerFormatError, Proposal, Record, parse, render
 
 FAILED_S = 1e10  # what MetaSchedule takes for the time of a candidate that failed
-WORKLOADS, RECORDS = "workloads.json", "records.json"
-POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of records.json: the line of its kernel in workloads.json, and the record."""
-
-    workload: int
-    content: list[Any]
+LOG, COST_MODEL = "log.jsonl", "cost_model.npz"
+OLD_FILES = ("workloads.json", "records.json")  # of the first version, MetaSchedule's own
+LOCK_S, POLL_S = 30.0, 0.005
+_FOLDER = re.compile(r"(?P<fingerprint>[0-9a-f]+)-tvm(?P<tvm>.+)")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a log holds; a kernel whose line was lost is None. `damaged` counts lines that nobody has mended yet."""
+    """What a log holds; kernels by id. `damaged`: the lines that cannot be used, by number from 1, with the reason."""
 
-    workloads: tuple[list[Any] | None, ...] = ()
+    kernels: dict[str, Kernel]
     records: tuple[Record, ...] = ()
-    damaged: int = 0
+    proposals: tuple[Proposal, ...] = ()
+    damaged: tuple[tuple[int, str], ...] = ()
 
 
 def folder_for(root: Path, target: Target) -> Path:
     """Where a target's records lie under `root`: other fingerprints and TVM versions have other folders."""
     return root / target.name / f"{target.fingerprint()}-tvm{version('apache-tvm')}"
+
+
+def cost_model_path(folder: Path) -> Path:
+    """The file of the cost model that was trained on the records in `folder`."""
+    return folder / COST_MODEL
+
+
+def identity(folder: Path) -> Header | None:
+    """Whose records a folder holds by its name; None where it is no folder of a tuning log."""
+    match = _FOLDER.fullmatch(folder.name)
+    return Header(folder.parent.name, match["fingerprint"], match["tvm"]) if match else None
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of tuning logs under `root`, by target. Raises InputError where they cannot be listed."""
+    try:
+        found = [path for path in root.glob("*/*") if identity(path) is not None and path.is_dir()]
+    except OSError as error:
+        raise InputError(f"cannot read the tuning logs in {root}: {error.strerror or error}") from None
+    return sorted(found, key=lambda path: (path.parent.name, path.name))
 
 
 def typical_s(run_secs: list[float]) -> float:
@@ -64,109 +79,167 @@ def typical_s(run_secs: list[float]) -> float:
     return seconds if seconds < FAILED_S / 10 else float("inf")
 
 
-def _parsed(path: Path) -> list[Any]:
-    """The lines of a file as JSON; a line that is none is `...`, which JSON has not."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    parsed: list[Any] = []
-    for line in text.split("\n"):
-        if line:
-            try:
-                parsed.append(json.loads(line))
-            except (ValueError, RecursionError):
-                parsed.append(...)
-    return parsed
-
-
-def _is_workload(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-
-
-def _is_record(value: Any) -> bool:
-    """Whether a line has the shape [line of its kernel, [trace, [seconds...], target, arguments]]."""
-    if not (isinstance(value, list) and len(value) == 2 and type(value[0]) is int and isinstance(value[1], list)):
-        return False
-    times = value[1][1] if len(value[1]) == 4 else None
-    return isinstance(times, list) and all(type(t) in (int, float) and t > 0 for t in times)
-
-
 def read(folder: Path) -> Contents:
-    """A log as it is, which may be that its last line is still being written. A missing file is an empty one.
+    """A log as it is, each line once however often it is there. A missing file is an empty log.
 
-    Raises InputError where the files cannot be read.
+    Raises InputError where it cannot be read, or is another target's or a newer version's.
+    """
+    kernels: dict[str, Kernel] = {}
+    records: dict[Record, None] = {}
+    proposals: dict[Proposal, None] = {}
+    damaged = []
+    for number, text in enumerate(_bytes(folder / LOG)[0].split(b"\n"), 1):
+        if text:
+            line = _parsed(text, folder)
+            if isinstance(line, str):
+                damaged.append((number, line))
+            elif isinstance(line, Kernel):
+                kernels[line.id] = min(line, kernels.get(line.id, line), key=lambda kernel: kernel.name)
+            elif isinstance(line, Record):
+                records[line] = None
+            elif isinstance(line, Proposal):
+                proposals[line] = None
+    return Contents(kernels, tuple(records), tuple(proposals), tuple(damaged))
+
+
+def _parsed(text: bytes, folder: Path) -> Line | str:
+    """What a line says, or why it cannot be used."""
+    try:
+        line = parse(text)
+    except NewerFormatError as error:
+        raise InputError(f"cannot use the tuning log {folder / LOG}: {error}; update tvm-deploy, or move it") from None
+    except ValueError as error:
+        return str(error)
+    if isinstance(line, Header) and (wanted := identity(folder)) is not None and line != wanted:
+        whose = f"{line.target} ({line.fingerprint}, TVM {line.tvm})"
+        raise InputError(f"the tuning log {folder / LOG} is of target {whose}: move it where it belongs")
+    return line
+
+
+def _bytes(path: Path, known: tuple[int, int] = (0, 0)) -> tuple[bytes, tuple[int, int]]:
+    """A file from where a reader stopped to its end, with (its inode, the place of the first byte).
+
+    From the beginning where the file is another one, or shorter than it was.
     """
     try:
-        lines, found = _parsed(folder / WORKLOADS), _parsed(folder / RECORDS)
+        with open(path, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            start = known[1] if status.st_ino == known[0] and status.st_size >= known[1] else 0
+            stream.seek(start)
+            return stream.read(), (status.st_ino, start)
+    except FileNotFoundError:
+        return b"", (0, 0)
     except OSError as error:
-        raise InputError(f"cannot read the tuning log {folder}: {error.strerror or error}") from None
-    workloads = tuple(line if _is_workload(line) else None for line in lines)
-    records = [Record(*line) for line in found if _is_record(line)]
-    usable = tuple(r for r in records if 0 <= r.workload < len(workloads) and workloads[r.workload] is not None)
-    lost = sum(line is not None and not _is_workload(line) for line in lines)
-    return Contents(workloads, usable, lost + len(found) - len(usable))
+        raise InputError(f"cannot read the tuning log {path}: {error.strerror or error}") from None
 
 
-def mend(folder: Path) -> int:
-    """Take lines that cannot be used out of a log that nobody else writes to; how many that were.
+class LogFile:
+    """A log that this process follows and adds to, as others may at the same time."""
 
-    A kernel that was lost leaves a `null`, so that the others keep their line numbers, by which the records know them.
-    Raises InputError or ToolError where the files cannot be written.
-    """
-    contents = read(folder)
-    if contents.damaged or not all(_ends_well(folder / name) for name in (WORKLOADS, RECORDS)):
-        records = "".join(as_line([record.workload, record.content]) for record in contents.records)
-        # Records first: should this be cut short between the two, none is left whose kernel is about to go.
-        files.write_text(folder / RECORDS, records)
-        files.write_text(folder / WORKLOADS, "".join(map(as_line, contents.workloads)))
-    return contents.damaged
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._place = (0, 0)
+        self._seen: set[int] = set()  # hashes of the lines
+        self._dirty = False
 
+    def news(self) -> list[Line]:
+        """The lines that were not there when this was asked last; damaged ones are left out.
 
-def _ends_well(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-        if stream.seek(0, os.SEEK_END):
-            stream.seek(-1, os.SEEK_END)
-            return stream.read() == b"\n"
-    return True
+        Raises InputError where the log cannot be read, or is another target's or a newer version's.
+        """
+        data, (inode, start) = _bytes(self.folder / LOG, self._place)
+        end = data.rfind(b"\n") + 1
+        self._place = (inode, start + end)  # a last line without newline is looked at again: it may grow
+        found = []
+        for text in data.split(b"\n"):
+            if text and (key := hash(text)) not in self._seen:
+                line = _parsed(text, self.folder)
+                if not isinstance(line, str):
+                    self._seen.add(key)
+                    found.append(line)
+        return found
 
+    def append(self, lines: Iterable[Line]) -> None:
+        """Add lines, all of them or, should the disk be full, the first ones. They are safe from a power cut after
+        `sync`.
 
-def as_line(value: Any) -> str:
-    """A value as one line of JSON, written as TVM writes it."""
-    return json.dumps(value, separators=(",", ":")) + "\n"
+        Raises ToolError where they cannot be written, or another process keeps the log locked.
+        """
+        data = "".join(map(render, lines)).encode()
+        with lock(self.folder), _explained(self.folder):
+            descriptor = os.open(self.folder / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                data = self._before(descriptor) + data
+                if os.write(descriptor, data) < len(data):
+                    raise OSError(0, "only a part of a record could be written: is the disk full?")
+            finally:
+                os.close(descriptor)
+        self._dirty = True
 
+    def _before(self, descriptor: int) -> bytes:
+        """What has to stand before new lines: the end of one that was cut off, or the log's first line."""
+        size = os.fstat(descriptor).st_size
+        if size:
+            return b"" if os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
+        header = identity(self.folder)
+        return render(header).encode() if header is not None else b""
 
-def append(path: Path, value: Any) -> None:
-    """Add a line to a log and have it on the disk when this returns. Raises ToolError where it cannot be written."""
-    data = as_line(value).encode()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            while data:
-                data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ToolError(f"cannot add to the tuning log {path}: {error.strerror or error}") from None
+    def sync(self) -> None:
+        """Have on the disk what was added. Raises ToolError where that fails."""
+        if self._dirty:
+            with _explained(self.folder):
+                for path, flags in ((self.folder / LOG, os.O_RDONLY), (self.folder, os.O_RDONLY | os.O_DIRECTORY)):
+                    descriptor = os.open(path, flags)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+            self._dirty = False
 
 
 @contextlib.contextmanager
-def lock(folder: Path, wait_s: float) -> Iterator[None]:
-    """Keep other processes from writing to the log in `folder`, which is made where it is missing.
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(f"cannot add to the tuning log {folder / LOG}: {error.strerror or error}") from None
 
-    Raises InputError where the folder cannot be written to, ToolError where another process has it after `wait_s`.
-    """
+
+def replace(folder: Path, lines: Iterable[Line]) -> None:
+    """Put other lines in the place of a log's, all or none; the caller has the lock. Raises InputError or ToolError."""
+    header = identity(folder)
+    head = [header] if header is not None else []
+    files.write_text(folder / LOG, "".join(map(render, [*head, *lines])))
+
+
+def make(folder: Path) -> None:
+    """Make the folder of a log where it is missing. Raises InputError where that, or writing to it, is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(0, "permission denied")
     except OSError as error:
         raise InputError(
             f"cannot keep a tuning log in {folder}: {error.strerror or error}; choose another folder with --logs"
         ) from None
+
+
+@contextlib.contextmanager
+def lock(folder: Path, wait_s: float = LOCK_S) -> Iterator[None]:
+    """Keep other processes from changing the log in `folder`, which is made where it is missing, for a moment.
+
+    Raises InputError where the folder cannot be written to, ToolError where another process has it after `wait_s`.
+    """
+    make(folder)
+    with _explained(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _acquire(descriptor, folder, wait_s)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where another thread forks meanwhile
     finally:
         os.close(descriptor)
 
@@ -180,8 +253,8 @@ def _acquire(descriptor: int, folder: Path, wait_s: float) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise ToolError(
-                    f"another run is adding to the tuning log {folder}: wait for its end, or give this run another "
-                    "folder with --logs"
+                    f"another process has kept the tuning log {folder} locked for {wait_s:g} s: is it stopped? "
+                    "End it, or choose another folder with --logs"
                 ) from None
         except OSError:
             return  # a file system without locks
