@@ -28,6 +28,7 @@ class ProgressEvent:
     done, total: units of work of the whole stage (trials, samples); total 0 when there is nothing to count.
     best_s: lowest latency found so far for the task, in seconds. failures: units that gave no result.
     left_s: time left in seconds if it can be told. finished: the stage is over; message: what came of it.
+    share: of the model's time that goes to the task. rate: units a minute. reason: why most of the failures failed.
     """
 
     stage: str
@@ -39,6 +40,9 @@ class ProgressEvent:
     left_s: float | None = None
     finished: bool = False
     message: str = ""
+    share: float | None = None
+    rate: float | None = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
         if not self.stage:
@@ -210,8 +214,12 @@ def _facts(event: ProgressEvent) -> list[str]:
         facts.append(f"{event.done}/{event.total}" + (" trials" if event.stage == "tune" else ""))
     if event.best_s is not None:
         facts.append(f"best {event.best_s * 1e6:.4g} us")
+    if event.share is not None:
+        facts.append(f"{event.share:.0%} of the time")
+    if event.rate is not None:
+        facts.append(f"{event.rate:.3g} a minute")
     if event.failures:
-        facts.append(f"{event.failures} failed")
+        facts.append(f"{event.failures} failed" + (f" ({_clipped(event.reason)})" if event.reason else ""))
     if event.left_s is not None and not event.finished:
         facts.append(f"{duration(event.left_s)} left")
     return facts

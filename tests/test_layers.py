@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # In the order that data flow in. A module imports only from those above it; a new module must take a place here.
 ORDER = """
-errors units statistics files yaml_source budget fields host target_parts target targets boards shell progress
+errors units statistics files yaml_source budget stopping fields host target_memory target_parts target targets boards
+shell toolchain progress
 model_spec model_external model_qlinear model_onnx model_tflite model_tflite_fold model_torch model
 relax_tflite_operator relax_tflite_moves relax_tflite_hybrid relax_tflite_linear relax_tflite
 relax_onnx relax_torch relax_torch_quantized relax_import relax_rewrite relax_layout relax_transposes relax_fold
@@ -38,20 +39,23 @@ artifact
 firmware firmware.link firmware.size_map firmware.harness firmware.candidates firmware.serial_program
 firmware.export_parts firmware.export_cmake firmware.export_zephyr firmware.export_libraries firmware.export_mlf
 firmware.export
-aot aot.place aot.plan aot.plan_check aot.in_place aot.picture aot.weights aot.fit
+aot aot.place aot.plan aot.pools aot.plan_check aot.in_place aot.picture aot.weights aot.fit
 aot.emit aot.emit_header aot.emit_source aot.emit_extras
 aot.emit_firmware aot.archive aot.build
 compile
 runtime
 device.protocol device.folder device.bench device.local device.qemu
+device.ssh_script device.ssh_words device.ssh_link device.ssh_program device.ssh
 device.serial_frames device.serial_link device.serial_image device.serial_board device.serial device
-tuning tuning.task tuning.store tuning.listing tuning.log tuning.builder tuning.runner tuning.firmware_task
-tuning.firmware_runner tuning.guard tuning.space tuning.explore tuning.search
+tuning tuning.task tuning.log_lines tuning.store tuning.current tuning.listing tuning.log_edit tuning.log_verify
+tuning.log_plot tuning.kernel_id tuning.log tuning.guard tuning.reasons tuning.builder tuning.workshop tuning.farm
+tuning.runner tuning.tally
+tuning.firmware_task tuning.firmware_runner tuning.space tuning.experience tuning.explore tuning.ending tuning.search
 measure expose reference verify
 report.firmware report.model report.codec report.json_report report.judge report.words report.markdown report.text
 report
 evidence pipeline
-arguments cli
+arguments logs_command cli
 """
 LAYERS = ORDER.split()
 

@@ -6,6 +6,7 @@ import pty
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,11 @@ class Terminal:
 
 
 def test_line_of_each_kind():
+    told = replace(TUNING, share=0.382, rate=214.4, reason="crashed: killed by SIGSEGV", left_s=None)
+    assert line(told) == (
+        "tune conv2d_3: 128/512 trials, best 41.2 us, 38% of the time, 214 a minute, "
+        "3 failed (crashed: killed by SIGSEGV)"
+    )
     assert line(TUNING) == "tune conv2d_3: 128/512 trials, best 41.2 us, 3 failed, 2 min 10 s left"
     assert line(ProgressEvent("import")) == "import"
     assert line(ProgressEvent("measure", done=5, total=10)) == "measure: 5/10"

@@ -210,6 +210,31 @@ def test_the_record_of_one_kernel_cannot_change_what_another_computes(tmp_path):
     assert structural_equal(found.mod, split(product(32), 8).mod)
 
 
+# --- other targets with the same code ---
+
+
+def test_what_an_emulator_found_best_serves_its_board_until_that_is_measured(tmp_path):
+    fill(tmp_path)
+    board = dataclasses.replace(TARGET, name="board")
+    assert board.fingerprint() == TARGET.fingerprint()
+    read = TuningLog.read(board, [tmp_path])
+    assert structural_equal(read.find(product(16)).mod, split(product(16), 4).mod)
+    assert read.records(workload(product(16))) == []  # its times are of another device
+    own = TuningLog.open(board, tmp_path)
+    proposed = zip(own.proposals(kernel().mod), (4, 8), strict=True)  # the best first, none that failed
+    assert all(structural_equal(schedule.mod, split(product(16), factor).mod) for schedule, factor in proposed)
+    with own.writing():
+        own.commit(kernel(), split(product(16), 8), [1.0])
+    assert structural_equal(own.find(product(16)).mod, split(product(16), 8).mod)
+    assert [structural_equal(p.mod, split(product(16), 4).mod) for p in own.proposals(kernel().mod)] == [True]
+
+
+def test_other_code_is_no_kin(tmp_path):
+    fill(tmp_path)
+    other = dataclasses.replace(TARGET, name="board", threads=TARGET.threads + 1)
+    assert TuningLog.read(other, [tmp_path]).find(product(16)) is None
+
+
 # --- proposals ---
 
 

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from deploy import shell
+from deploy.errors import ToolError
+from deploy.tuning.reasons import LONGEST_REASON, one_line, told
 
-LONGEST_REASON = 300
-WAIT_S = 0.05  # between looks at processes that say nothing
+WAIT_S = 0.02  # between looks at processes that say nothing
 STALL_S = 20.0  # a process that has not worked for so long waits for something that will not come
 PR_SET_PDEATHSIG = 1
 STARTED, FINISHED = 0, 1
@@ -67,17 +68,6 @@ class Built:
 
     folder: Path
     reason: str
-
-
-def told(error: BaseException) -> str:
-    """An error on one line: its first, and its last where there are more, which is where programs say what is wrong."""
-    return one_line(str(error)) or type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """The first line of a text, and its last where there are more."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    return (lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")[:LONGEST_REASON]
 
 
 def compile_all(workplace: Workplace[Job], jobs: Sequence[Job]) -> list[Built]:
@@ -190,8 +180,11 @@ class Crew(Generic[Job]):
         self._read_notes()  # after the look at who ended: their last notes are there
         for member, status in ended:
             self._members.remove(member)
+            code = os.waitstatus_to_exitcode(status)
             if member.job is not None:
-                self._reasons[member.job] = self._explained(member, os.waitstatus_to_exitcode(status))
+                self._reasons[member.job] = self._explained(member, code)
+            elif code > 0:  # another one would do no better
+                raise ToolError(f"a process that was to compile could not be set up: {shell.exit_words(code)}")
         self._recruit()
         if not self._members:  # whoever took these was killed before it could say so
             lost = set(range(len(self._jobs))) - self._reasons.keys()
@@ -243,6 +236,7 @@ class Crew(Generic[Job]):
 
     def _work(self, core: int) -> NoReturn:
         """Compile candidates until none is left, leave results or reasons, and never return."""
+        code = 1
         try:
             self._settle(core)
             pid = os.getpid()
@@ -251,14 +245,16 @@ class Crew(Generic[Job]):
                 os.write(self._writer, _NOTE.pack(pid, STARTED, number))
                 self._compile(number)
                 os.write(self._writer, _NOTE.pack(pid, FINISHED, number))
+            code = 0
         finally:
-            os._exit(0)  # whatever happened, it must not unwind into the code of the process that forked
+            os._exit(code)  # whatever happened, it must not unwind into the code of the process that forked
 
     def _settle(self, core: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # who forked ends its children
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where it has no time to: nobody would look at the result
-        os.sched_setaffinity(0, {core})
+        with contextlib.suppress(OSError):  # a core that was taken away meanwhile
+            os.sched_setaffinity(0, {core})
         gc.freeze()  # a collection would write to, and so copy, all that the fork shares
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -22,8 +22,9 @@ from tvm import ir, tirx
 from tvm.ir import IRModule
 
 from deploy.errors import InputError, ToolError
-from deploy.tuning.builder import Built, compile_all, told
+from deploy.tuning.builder import Built, compile_all
 from deploy.tuning.guard import temporary_folder
+from deploy.tuning.reasons import told
 from deploy.tuning.workshop import COMPILE_S, MEMORY_BYTES, OBJECT, SIZES, Workshop, assemble
 
 SCHEME = "dask://"
@@ -61,6 +62,7 @@ class _Place:
     memory_bytes: int = MEMORY_BYTES
 
     def compile(self, job: tirx.PrimFunc, folder: Path) -> None:
+        """Compile a scheduled kernel to an object."""
         assemble(job, self.tvm, folder)
 
 

@@ -34,8 +34,9 @@ from deploy.kernels.micro.assembly import assembly
 from deploy.kernels.micro.c_source import c_source
 from deploy.kernels.plain import build_object, external_symbols, to_plain
 from deploy.target import Target
-from deploy.tuning.builder import LONGEST_REASON, Built, compile_all, told
+from deploy.tuning.builder import Built, compile_all
 from deploy.tuning.firmware_task import Allowance, Blob, Known, same
+from deploy.tuning.reasons import LONGEST_REASON, told
 from deploy.tuning.runner import MEMORY_BYTES, Measured
 from deploy.tuning.task import Task
 

@@ -24,8 +24,10 @@ from deploy.target import Target
 from deploy.tuning import store
 from deploy.tuning.kernel_id import KernelIds, arguments, readable_name
 from deploy.tuning.log_lines import LONGEST_REASON, Kernel, Line, Proposal, Record, nanoseconds, pack, unpack
-from deploy.tuning.store import FAILED_S, LogFile, folder_for
+from deploy.tuning.store import FAILED_S, LogFile, folder_for, kin_folders
 from deploy.tuning.task import Task, workload
+
+KIN_PROPOSALS = 4  # of each kernel
 
 
 def time_s(record: ms.database.TuningRecord) -> float:
@@ -134,13 +136,18 @@ class Kernels:
 
 
 class TuningLog:
-    """A target's records: those in `folder`, which may grow, and those in `others`, such as the shipped ones."""
+    """A target's records: those in `folder`, which may grow, and those in `others`, such as the shipped ones.
 
-    def __init__(self, folder: Path | None, others: Sequence[Path] = ()) -> None:
+    `kin` are logs of other targets with the same code: what was best there serves where nothing is on record here, and
+    is measured first. Times are not compared across targets: an emulator counts what a board takes time for.
+    """
+
+    def __init__(self, folder: Path | None, others: Sequence[Path] = (), kin: Sequence[Path] = ()) -> None:
         self.folder = folder
         self._own = LogFile(folder) if folder is not None else None
         self._files = [*([self._own] if self._own else []), *map(LogFile, others)]
         self._kernels = Kernels()
+        self._kin_files, self._kin = [LogFile(path) for path in kin], Kernels()
         self._ids = KernelIds()
         self._writable = False
 
@@ -149,13 +156,14 @@ class TuningLog:
         """The log under `root`, which need not exist yet, beside the shipped ones that fit the target."""
         own = folder_for(root, target)
         found = [folder_for(other, target) for other in shipped]
-        return cls(own, [path for path in found if path.is_dir() and path.resolve() != own.resolve()])
+        others = [path for path in found if path.is_dir() and path.resolve() != own.resolve()]
+        return cls(own, others, _kin(target, [root, *shipped]))
 
     @classmethod
     def read(cls, target: Target, roots: Sequence[Path]) -> TuningLog:
         """The records under `roots` that fit the target, for building; nothing is written."""
         found = {path.resolve(): path for root in roots if (path := folder_for(root, target)).is_dir()}
-        return cls(None, list(found.values()))
+        return cls(None, list(found.values()), _kin(target, roots))
 
     @property
     def kernels(self) -> Kernels:
@@ -164,6 +172,14 @@ class TuningLog:
             for line in file.news():
                 self._kernels.add(line)
         return self._kernels
+
+    @property
+    def kin(self) -> Kernels:
+        """What is on record for other targets with the same code."""
+        for file in self._kin_files:
+            for line in file.news():
+                self._kin.add(line)
+        return self._kin
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -210,10 +226,9 @@ class TuningLog:
 
     def records(self, mod: IRModule) -> list[ms.database.TuningRecord]:
         """All records of a kernel, failed ones too, the fastest first; of a candidate with several the fastest."""
-        return list(self._ranked(mod))
+        return list(self._ranked(mod, self.kernels))
 
-    def _ranked(self, mod: IRModule) -> Iterator[ms.database.TuningRecord]:
-        kernels = self.kernels
+    def _ranked(self, mod: IRModule, kernels: Kernels) -> Iterator[ms.database.TuningRecord]:
         for entry in kernels.of(self._ids.of(mod)):
             record = entry.decoded(mod, kernels.database)
             if record is not None:
@@ -221,15 +236,26 @@ class TuningLog:
 
     def proposals(self, mod: IRModule) -> list[Schedule]:
         """Schedules that were good for a kernel on another target and have no record here yet, the best first."""
-        found = (_applied(trace, mod) for trace in self.kernels.proposed(self._ids.of(mod)))
+        kernel, kernels = self._ids.of(mod), self.kernels
+        measured = {entry.line.trace for entry in kernels.of(kernel)}
+        best = [entry.line.trace for entry in self.kin.of(kernel)[:KIN_PROPOSALS] if entry.line.ns]
+        traces = dict.fromkeys([*kernels.proposed(kernel), *(trace for trace in best if trace not in measured)])
+        found = (_applied(trace, mod) for trace in traces)
         return [schedule for schedule in found if schedule is not None]
 
     def find(self, func: tirx.PrimFunc) -> Schedule | None:
         """The fastest schedule on record for exactly this kernel, or nothing."""
-        for record in self._ranked(workload(func)):
-            if time_s(record) == float("inf"):
-                return None
-            schedule = replay(record, func)
-            if schedule is not None:
-                return schedule
+        mod = workload(func)
+        for kernels in (self.kernels, self.kin):
+            for record in self._ranked(mod, kernels):
+                if time_s(record) == float("inf"):
+                    break
+                schedule = replay(record, func)
+                if schedule is not None:
+                    return schedule
         return None
+
+
+def _kin(target: Target, roots: Sequence[Path]) -> list[Path]:
+    found = {path.resolve(): path for root in roots for path in kin_folders(root, target)}
+    return list(found.values())

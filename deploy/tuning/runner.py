@@ -25,8 +25,9 @@ from deploy import shell
 from deploy.errors import ToolError
 from deploy.host import core_count
 from deploy.target import Target
-from deploy.tuning.builder import LONGEST_REASON, Built, Crew
+from deploy.tuning.builder import Built, Crew
 from deploy.tuning.farm import Farm
+from deploy.tuning.reasons import LONGEST_REASON
 from deploy.tuning.task import Task
 from deploy.tuning.workshop import LIBRARY, SIZES, SYMBOL, Workshop, linker_of
 

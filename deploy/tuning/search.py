@@ -28,50 +28,12 @@ from deploy.tuning.guard import Interrupts, temporary_folder
 from deploy.tuning.log import TuningLog, replay, time_s
 from deploy.tuning.runner import Bench, Measured, Measuring
 from deploy.tuning.store import typical_s
+from deploy.tuning.tally import Outcome, Tally
 from deploy.tuning.task import Task
 
 SMALLEST_SHARE = 0.005  # a task below this share of the model's time is left as it is
 LARGEST_BATCH = 16
 UNKNOWN = float("inf")
-
-
-@dataclass
-class Tally:
-    """What a tuning run has done so far."""
-
-    wanted: int
-    started: float = field(default_factory=time.monotonic)
-    trials: int = 0
-    failures: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    def count(self, measured: Measured) -> None:
-        """Add a candidate."""
-        self.trials += 1
-        if measured.reason:
-            self.failures += 1
-            self.reasons[measured.reason] = self.reasons.get(measured.reason, 0) + 1
-
-    def common(self, count: int = 3) -> list[str]:
-        """The commonest reasons of failures, with their numbers."""
-        ranked = sorted(self.reasons, key=lambda reason: -self.reasons[reason])[:count]
-        return [f"{reason} ({self.reasons[reason]} times)" if self.reasons[reason] > 1 else reason for reason in ranked]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Tasks of the model, candidates measured now, and those of them that failed, with the reasons' counts."""
-
-    tasks: int
-    trials: int
-    failures: int
-    reasons: dict[str, int]
-    stopped: str = ""  # why, where that was before all candidates were measured
-
-    @property
-    def words(self) -> str:
-        """What to tell of it in the end."""
-        return f"{self.trials} candidates measured" + (f", then ended: {self.stopped}" if self.stopped else "")
 
 
 @dataclass
@@ -151,9 +113,14 @@ class _Run:
             ProgressEvent(
                 "tune", state.task.name, min(tally.trials, tally.wanted), tally.wanted,
                 None if state.best_s == UNKNOWN else state.best_s, tally.failures,
-                self._left_s(),
+                self._left_s(), share=self._share(state), rate=tally.a_minute, reason="".join(tally.common(1)),
             )
         )  # fmt: skip
+
+    def _share(self, state: _State) -> float | None:
+        """Of the model's time, as far as it is known, that goes to a task."""
+        total = sum(other.share_s for other in self.states if other.best_s != UNKNOWN)
+        return state.share_s / total if state.best_s != UNKNOWN and total else None
 
     def _left_s(self) -> float | None:
         """Seconds until all candidates are measured, or the time is over."""
@@ -191,6 +158,7 @@ class _Run:
             self.stopped = self.ending.reason(sum(state.share_s for state in self.states))
             chosen = [] if self.stopped else self._round()
             if not chosen:
+                self.stopped = self.stopped or "no schedule is left to try"
                 return
             measured = self.measure([state for state, _ in chosen], [c.sch for _, c in chosen])
             for state in {id(state): state for state, _ in chosen}.values():

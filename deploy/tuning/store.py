@@ -50,6 +50,12 @@ def folder_for(root: Path, target: Target) -> Path:
     return root / target.name / f"{target.fingerprint()}-tvm{version('apache-tvm')}"
 
 
+def kin_folders(root: Path, target: Target) -> list[Path]:
+    """Logs under `root` of targets with another name that have the same code: a board and its emulator."""
+    own = folder_for(root, target)
+    return [path for path in folders(root) if path.name == own.name and path != own]
+
+
 def cost_model_path(folder: Path) -> Path:
     """The file of the cost model that was trained on the records in `folder`."""
     return folder / COST_MODEL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,10 +64,14 @@ class Workshop:
     link_s: float = LINK_S
 
     def prepare(self) -> None:
-        """Compile something once, so that the processes that are forked find the compiler set up."""
+        """Compile something once, so that the processes that are forked find the compiler set up.
+
+        Where that fails candidates fail too, and say why.
+        """
         a = te.placeholder((16,), name="a")
         func = te.create_prim_func([a, te.compute((16,), lambda i: a[i] + 1.0)])
-        assemble(default_schedule(func, machine_for(self.target)).mod["main"], self.target.tvm, self.folder)
+        with contextlib.suppress(Exception):
+            assemble(default_schedule(func, machine_for(self.target)).mod["main"], self.target.tvm, self.folder)
 
     def compile(self, job: tirx.PrimFunc, folder: Path) -> None:
         """Build one scheduled kernel into `folder`. Raises ToolError where that fails, and whatever TVM raises."""
