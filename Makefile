@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TARGET ?= host
 TRIALS ?= 64
+# Tests of a file share what is expensive, so that a file stays together.
+TEST_WORKERS ?= -n auto --maxprocesses 8 --dist loadfile
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 
@@ -17,17 +19,23 @@ TORCH_FLAGS ?=
 # What the project needs from the system, as Debian names it. Installed by `make demo` and `make test` only if something
 # is missing, and only as root where there is an apt-get; anyone else is told what to install.
 APT_PACKAGES := gcc libc6-dev python3-venv
-# For tests of firmware, which are skipped without it: cross compilers, and emulators of microcontrollers.
-FIRMWARE_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
-    gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake make
-FIRMWARE_PROGRAMS := cmake arm-none-eabi-gcc qemu-system-arm riscv64-unknown-elf-gcc qemu-system-riscv32
+# For tests of other devices, which are skipped without it: cross compilers for microcontrollers and for Linux, emulators
+# of both, and what stands for a board at the other end of SSH.
+DEVICE_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
+    gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake make \
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
+    gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user-static openssh-client busybox
+DEVICE_PROGRAMS := cmake arm-none-eabi-gcc qemu-system-arm riscv64-unknown-elf-gcc qemu-system-riscv32 \
+    aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc riscv64-linux-gnu-gcc qemu-arm-static ssh busybox
+# Only where nothing would start it as a service, and so open a port, unasked.
+SSH_SERVER := $(if $(wildcard /run/systemd/system),,$(if $(wildcard /usr/sbin/sshd),,openssh-server))
 
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 DIGITS := artifacts/digits
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench clean system firmware-tools
+.PHONY: help demo test bench clean system device-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -37,10 +45,10 @@ demo: $(VENV)/.installed-demo $(DIGITS)/digits.onnx ## install, train a small CN
 	$(VENV)/bin/tvm-deploy run $(DIGITS)/digits.onnx --target $(TARGET) --trials $(TRIALS) \
 	    --inputs $(DIGITS)/digits_test.npz --out $(DIGITS)/deployed
 
-test: $(VENV)/.installed-test firmware-tools ## install what tests need, then ruff, mypy and pytest
+test: $(VENV)/.installed-test device-tools ## install what tests need, then ruff, mypy and pytest
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest $(PYTEST_FLAGS)
+	$(VENV)/bin/pytest $(TEST_WORKERS) $(PYTEST_FLAGS)
 
 bench: $(VENV)/.installed-bench ## compare with LiteRT, ONNX Runtime and OpenVINO on this machine
 	$(VENV)/bin/python benchmarks/x86.py --trials $(TRIALS) $(BENCH_FLAGS)
@@ -85,15 +93,15 @@ system:
 	    exit 1; \
 	fi
 
-firmware-tools: | system
-	@for program in $(FIRMWARE_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	test -z "$$missing" && exit 0; \
+device-tools: | system
+	@for program in $(DEVICE_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	test -z "$(SSH_SERVER)" || missing="$$missing sshd"; test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing $(FIRMWARE_PACKAGES)" >&2; \
+	    echo "Installing $(DEVICE_PACKAGES) $(SSH_SERVER)" >&2; \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -y -qq --no-install-recommends $(FIRMWARE_PACKAGES) >/dev/null \
-	        || echo "That failed: tests of firmware are skipped without$$missing" >&2; \
+	        apt-get install -y -qq --no-install-recommends $(DEVICE_PACKAGES) $(SSH_SERVER) >/dev/null \
+	        || echo "That failed: tests of other devices are skipped without$$missing" >&2; \
 	else \
-	    echo "Tests of firmware are skipped without$$missing. Debian and Ubuntu:" \
-	        "sudo apt-get install $(FIRMWARE_PACKAGES)" >&2; \
+	    echo "Tests of other devices are skipped without$$missing. Debian and Ubuntu:" \
+	        "sudo apt-get install $(DEVICE_PACKAGES) $(SSH_SERVER)" >&2; \
 	fi

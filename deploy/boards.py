@@ -6,10 +6,13 @@ nucleo-1:                      # the name to give to --device
   device: {port: /dev/ttyACM0, baud: 115200}    # merged into the target's device; another kind replaces it
   power: {kind: hwmon, rails: [ina3221/VDD_IN]}
 ```
+
+A board over SSH needs no file: its address is `ssh://USER@HOST:PORT`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from deploy.errors import InputError
 from deploy.target import Target
 from deploy.yaml_source import Node, Plain
 
+_ADDRESS = re.compile(r"ssh://(?:([^@/:]+)@)?(?:([^@/:\[\]]+)|\[([\w:.%]+)\])(?::(\d{1,5}))?(/.*)?", re.ASCII)
 _KEYS = ("target", "device", "power")
 
 
@@ -47,6 +51,23 @@ class Board:
 def load_boards(path: Path | str) -> dict[str, Board]:
     """Return the boards in a file by name; InputError (`file:line: ...`) when it is wrong or cannot be read."""
     return boards_from_node(yaml_source.load(path))
+
+
+def board_at(address: str) -> Board:
+    """Return the board at `ssh://USER@HOST:PORT/DIRECTORY`, of which only the host is needed.
+
+    The path is the folder on the board in which its own is made. Raises InputError: it is not such an address.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise InputError(f'"{address[:80]}" is no address of a board: write ssh://HOST or ssh://USER@HOST:PORT')
+    user, plain, bracketed, port, directory = found.groups()
+    entries: dict[str, Plain] = {"kind": "ssh", "host": plain or bracketed}
+    entries |= {"user": user} if user else {}
+    entries |= {"port": int(port)} if port else {}
+    entries |= {"directory": directory} if directory and directory != "/" else {}
+    place = Node(None, f"--device {address}", 1)
+    return Board(address, None, _node(entries, place), None)
 
 
 def boards_from_node(node: Node) -> dict[str, Board]:

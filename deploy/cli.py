@@ -41,6 +41,14 @@ def _progress(args: argparse.Namespace) -> Progress:
     return open_progress(sys.stderr, quiet=args.quiet)
 
 
+def _note_stale(args: argparse.Namespace, target: Target) -> None:
+    """Say once where tuning was done before, but for another fingerprint or TVM version."""
+    from deploy.tuning.current import stale_note
+
+    if not args.quiet and (note := stale_note(target, args.logs)):
+        sys.stderr.write(f"tvm-deploy: note: {note}\n")
+
+
 def _target(args: argparse.Namespace) -> Target:
     from dataclasses import replace
 
@@ -51,8 +59,15 @@ def _target(args: argparse.Namespace) -> Target:
         target = replace(target, threads=args.threads)
     if getattr(args, "emit", None) == "c":
         target = in_portable_c(target)
+    target = _with_stopping(args, target)
+    if args.device and "://" in args.device:
+        from deploy.boards import board_at
+
+        return board_at(args.device).apply(target)
     if args.device and not args.boards:
-        raise InputError("--device names a board of a file; give that file with --boards")
+        raise InputError(
+            "--device names a board of a file; give that file with --boards, or an address such as ssh://pi@raspberrypi"
+        )
     if args.boards:
         from deploy.boards import load_boards
         from deploy.units import did_you_mean
@@ -63,6 +78,16 @@ def _target(args: argparse.Namespace) -> Target:
             raise InputError(f"{args.boards} has the boards {', '.join(boards)}; {wanted} was given")
         target = boards[args.device].apply(target)
     return target
+
+
+def _with_stopping(args: argparse.Namespace, target: Target) -> Target:
+    """The target, with what the command line says of when tuning ends."""
+    from dataclasses import replace
+
+    names = {"trials": "trials", "time": "time_s", "patience": "patience", "until": "until"}
+    given = {name: getattr(args, flag, None) for flag, name in names.items()}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return replace(target, tuning=replace(target.tuning, **changes)) if changes else target
 
 
 def _as_built(target: Target, artifact: Artifact) -> Target:
@@ -97,10 +122,6 @@ def _place(args: argparse.Namespace, model: str, target: Target) -> Path:
     return out
 
 
-def _trials(args: argparse.Namespace, target: Target) -> int:
-    return target.trials if args.trials is None else int(args.trials)
-
-
 def _run(args: argparse.Namespace) -> int:
     from deploy import pipeline
 
@@ -110,10 +131,11 @@ def _run(args: argparse.Namespace) -> int:
     pipeline.check_reference(source, target)
     samples = pipeline.samples_for(source, args.inputs, args.seed)
     out = _place(args, source.name, target)
+    _note_stale(args, target)
     with _progress(args) as progress:
         tuning = None
-        if trials := _trials(args, target):
-            tuning = pipeline.tune(source, target, trials, progress, args.logs)
+        if trials := target.tuning.trials:
+            tuning = pipeline.tune(source, target, trials, progress, args.logs, args.builders)
         artifact = pipeline.build(source, target, out=out, progress=progress, logs=args.logs)
         report = pipeline.evaluate(
             artifact, source, target, samples, progress, tuning,
@@ -127,8 +149,9 @@ def _tune(args: argparse.Namespace) -> int:
 
     target = _target(args)
     source = pipeline.load_model(args.model, dict(args.shape))
+    _note_stale(args, target)
     with _progress(args) as progress:
-        facts = pipeline.tune(source, target, _trials(args, target), progress, args.logs)
+        facts = pipeline.tune(source, target, target.tuning.trials, progress, args.logs, args.builders)
     _out(f"{facts.tuned} of {facts.tasks} kernels have a tuned schedule; {facts.trials} candidates measured now")
     return 0
 
@@ -139,6 +162,7 @@ def _build(args: argparse.Namespace) -> int:
     target = _target(args)
     source = pipeline.load_model(args.model, dict(args.shape))
     out = _place(args, source.name, target)
+    _note_stale(args, target)
     with _progress(args) as progress:
         artifact = pipeline.build(source, target, out=out, trials=args.trials or 0, progress=progress, logs=args.logs)
     if args.explain:
@@ -210,13 +234,19 @@ def _targets(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from deploy.tuning import listing
+    from deploy import logs_command
 
-    if args.action == "best":
-        if lines := listing.render_best(args.logs, args.target):
-            _out(lines)
-        return 0
-    _out(listing.render_kernels(args.logs, args.target) if args.action == "show" else listing.render_logs(args.logs))
+    text, code = logs_command.run(args)
+    if text:
+        _out(text)
+    return code
+
+
+def _board(args: argparse.Namespace) -> int:
+    from deploy import board_command
+
+    if text := board_command.run(args, lambda words: print(f"tvm-deploy: {words}", file=sys.stderr, flush=True)):
+        _out(text)
     return 0
 
 
@@ -230,6 +260,8 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "targets": _targets,
     "logs": _logs,
+    "board": _board,
+    "boards": _board,
 }
 
 

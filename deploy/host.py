@@ -76,6 +76,7 @@ _RELATED = {
     "corei7": "nehalem",
     "corei7_avx": "sandybridge",
     "k8": "x86_64",
+    **dict.fromkeys(("cortex_a76", "cortex_a76ae", "cortex_a77", "cortex_a78", "cortex_a78ae"), "neoverse_n1"),
 }
 
 

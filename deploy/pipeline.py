@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,12 @@ import numpy.typing as npt
 
 from deploy import model, reference, verify
 from deploy.artifact import Artifact
-from deploy.device.local import LocalDevice
-from deploy.device.protocol import Device, RunPlan
-from deploy.device.qemu import QemuDevice
-from deploy.device.serial import SerialDevice
+from deploy.device.protocol import RunPlan
+from deploy.devices import open_device
 from deploy.errors import DeployError, InputError
 from deploy.evidence import float_form, make_report, save_report
 from deploy.measure import Measurement, measure
 from deploy.model_spec import SourceModel
-from deploy.power import open_meter
 from deploy.progress import Progress, ProgressEvent, Silent
 from deploy.report import Accuracy, FloatForm, Report, TensorDifference, TuningFacts, Verification
 from deploy.target import Target, missing_features
@@ -98,7 +95,9 @@ def open_log(target: Target, root: Path = LOGS) -> TuningLog:
     return TuningLog.open(target, root, [shipped_directory("tuning_logs")])
 
 
-def tune(source: SourceModel, target: Target, trials: int, progress: Progress, root: Path = LOGS) -> TuningFacts:
+def tune(
+    source: SourceModel, target: Target, trials: int, progress: Progress, root: Path = LOGS, builders: str | None = None
+) -> TuningFacts:
     """Have `trials` measured schedules of the model's kernels on record. Raises ToolError where there are none."""
     from deploy.compile import lower_for, schedule_all
     from deploy.tuning.search import tune as search
@@ -106,11 +105,16 @@ def tune(source: SourceModel, target: Target, trials: int, progress: Progress, r
 
     if target.tvm["kind"] == "c":
         raise InputError(f"kernels of {target.name} in C are not tuned: another compiler decides; use `--trials 0`")
+    if target.device.kind == "ssh":
+        raise InputError(
+            f"candidates for {target.name} cannot be timed on a board over SSH by this version; use `--trials 0`: the "
+            "kernels then have the best schedules on record, and defaults for the rest"
+        )
     check_runnable(target)
     check_code(target)
     lowered, log = lower_for(source, target), open_log(target, root)
-    outcome = search(tasks(lowered), target, log, trials, progress)
-    progress.update(ProgressEvent("tune", finished=True, message=f"{outcome.trials} candidates measured"))
+    outcome = search(tasks(lowered), target, log, trials, progress, builders=builders)
+    progress.update(ProgressEvent("tune", finished=True, message=outcome.words))
     tuned = len(schedule_all(lowered, target, log).tuned)
     return TuningFacts(outcome.tasks, tuned, outcome.trials, tuned)
 
@@ -141,35 +145,6 @@ def build(
     check_code(chosen)
     records = TuningLog.read(chosen, [logs, shipped_directory("tuning_logs")])
     return compile_model(source, chosen, Path(out), records)
-
-
-def open_device(target: Target) -> Device:
-    """The device that a target's libraries run on. Raises InputError for a kind that this version cannot drive."""
-    return DEVICES[_driven(target)](target)
-
-
-def _driven(target: Target) -> str:
-    kind = target.device.kind
-    if kind in DEVICES:
-        return kind
-    raise InputError(
-        f"target {target.name} runs on a device of kind {kind}, which this version cannot drive; "
-        f"`tvm-deploy build` compiles for it, and kinds that it drives are {', '.join(DEVICES)}"
-    )
-
-
-def _open_local(target: Target) -> Device:
-    power = target.power
-    root = Path(str(power.get("root") or "/sys"))
-    return LocalDevice(
-        target.toolchain.cc,
-        threads=target.threads,
-        open_meter=lambda: open_meter(power.kind, root, power.active, power.idle, rails=power.rails),
-        sysfs_root=root,
-    )
-
-
-DEVICES: Mapping[str, Callable[[Target], Device]] = {"local": _open_local, "qemu": QemuDevice, "serial": SerialDevice}
 
 
 def measure_artifact(artifact: Artifact, target: Target, samples: Samples, plan: RunPlan | None = None) -> Measurement:

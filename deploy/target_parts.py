@@ -59,6 +59,7 @@ DEVICES: dict[str, Table] = {
         "baud": "count",
         "board": "texts",
         "flash": "texts",
+        "reset": "texts",
         "timeout": "time",
         "emulated": "flag",
         "tick": "time",
@@ -76,15 +77,22 @@ DEVICES: dict[str, Table] = {
     },
     "replay": {"recording": "text"},
 }
+_METER: Table = {"voltage": "voltage", "accuracy": "percent", "wiring": "text"}
 POWER: dict[str, Table] = {
     "none": {},
     "estimate": {"active": "power", "idle": "power"},
-    "rapl": {"root": "text"},
-    "hwmon": {"root": "text", "rails": "texts"},
+    "rapl": {"root": "text", "accuracy": "percent"},
+    "hwmon": {"root": "text", "rails": "texts", "accuracy": "percent", "wiring": "text"},
     "auto": {"root": "text", "rails": "texts", "active": "power", "idle": "power"},
+    "csv": {"command": "texts", "file": "text", "clock": "text", "columns": "texts", **_METER},
+    "ppk2": {"port": "text", "mode": "text", "mark": "text", **_METER},
+    "lpm01a": {"port": "text", "rate": "frequency", **_METER},
+    "scpi": {"address": "text", "queries": "texts", "setup": "texts", "rails": "texts", **_METER},
 }
 # What belongs to one laboratory: allowed in a user's own files, kept out of the shipped targets.
-LAB_KEYS = frozenset({"tracker", "host", "port", "user", "identity", "config", "recording", "root"})
+LAB_KEYS = frozenset(
+    {"tracker", "host", "port", "user", "identity", "config", "recording", "root", "address", "command", "file"}
+)
 _DEVICES_OF = {"shared-library": ("local", "qemu", "rpc", "ssh", "replay"), "firmware": ("qemu", "serial", "replay")}
 _TOOLCHAIN: Table = {"cc": "text", "cflags": "texts", "ldflags": "texts"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy import yaml_source
-from deploy.boards import boards_from_node, load_boards
+from deploy.boards import board_at, boards_from_node, load_boards
 from deploy.errors import InputError
 from deploy.target import Target, from_text
 
@@ -77,7 +77,10 @@ def test_wrong_boards_are_named_when_read(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:\n  device: {baud: 9600}", 'b.yaml:2: unknown key "baud" in device of kind ssh; allowed: directory, host'),
+        (
+            "a:\n  device: {baud: 9600}",
+            'b.yaml:2: unknown key "baud" in device of kind ssh; allowed: config, directory',
+        ),
         ("a:\n  device: {port: x}", "b.yaml:2: port of device of kind ssh must be a whole number"),
         (
             "a:\n  device: {kind: serial}",
@@ -91,3 +94,38 @@ def test_a_board_that_does_not_fit_is_named_when_applied(text: str, message: str
     with pytest.raises(InputError) as caught:
         board.apply(pi())
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("ssh://raspberrypi", {"host": "raspberrypi"}),
+        ("ssh://pi@10.0.0.7:2222", {"host": "10.0.0.7", "user": "pi", "port": 2222}),
+        ("ssh://pi@[fe80::1%eth0]:22/", {"host": "fe80::1%eth0", "user": "pi", "port": 22}),
+        ("ssh://lab/var/tmp", {"host": "lab", "directory": "/var/tmp"}),
+    ],
+)
+def test_a_board_at_an_address(address: str, options: dict[str, object]) -> None:
+    reached = board_at(address).apply(pi())
+    assert reached.device.kind == "ssh"
+    assert dict(reached.device.options) == {"directory": "/tmp/x", **options}
+    local = from_text(TARGET.replace("{kind: ssh, directory: /tmp/x}", "{kind: local}"), "pi.yaml")
+    assert dict(board_at(address).apply(local).device.options) == options
+
+
+@pytest.mark.parametrize(
+    "address", ["ssh://", "ssh:/x", "http://x", "ssh://a@b@c", "ssh://x:port", "ssh://[::1", "://"]
+)
+def test_what_is_no_address_is_named(address: str) -> None:
+    with pytest.raises(InputError, match=r"no address of a board: write ssh://HOST or ssh://USER@HOST:PORT"):
+        board_at(address)
+
+
+def test_an_address_is_only_for_what_runs_on_linux() -> None:
+    firmware = from_text(
+        TARGET.replace("device: {kind: ssh, directory: /tmp/x}", "device: {kind: serial}\nartifact: firmware"), "f"
+    )
+    with pytest.raises(
+        InputError, match=r'--device ssh://x.*a device of kind "ssh" cannot run the artifact "firmware"'
+    ):
+        board_at("ssh://x").apply(firmware)

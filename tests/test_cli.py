@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from models import tflite_models
+from tuning_log_support import fill, folder
 
 import deploy
 from deploy.arguments import parser
@@ -289,7 +290,15 @@ def test_tune_keeps_records_that_build_uses(cli, conv_onnx):
     assert (best.code, best.err, len(best.out.splitlines())) == (0, "", len(shown.out.splitlines()) - 1)
     assert all(json.loads(line)["best_s"] > 0 for line in best.out.splitlines())
     refused = cli("logs", "best", "hots", "--logs", "logs")
-    assert (refused.code, refused.out, refused.err.endswith("did you mean host?\n")) == (2, "", True)
+    assert (refused.code, refused.out, refused.err.endswith('did you mean "host"?\n')) == (2, "", True)
+
+
+def test_records_that_are_not_used_are_told_of_once(cli, conv_onnx):
+    fill(folder(Path("stale"), "host", "fff"))
+    ran = cli("tune", conv_onnx, "--target", "host", "--trials", 0, "--logs", "stale")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("tvm-deploy: note: 6 records of target host in stale are of another fingerprint or TVM") == 1
+    assert cli("-q", "tune", conv_onnx, "--target", "host", "--trials", 0, "--logs", "stale").err == ""
 
 
 # --- targets, help, flags ---

@@ -9,7 +9,8 @@ from firmware_support import ARM, BOARDS, INPUTS, MORE_BOARDS, OUTPUTS, expected
 from deploy.device.protocol import RunPlan
 from deploy.device.qemu import QemuDevice, emulator_command
 from deploy.errors import DeviceError, InputError
-from deploy.target_parts import DeviceSpec, Memory, PowerSpec
+from deploy.target_memory import Memory
+from deploy.target_parts import DeviceSpec, PowerSpec
 from deploy.targets import load_target
 
 QUICK = RunPlan(warmup_s=0.0, seconds=0.05, min_samples=1, timeout_s=20)

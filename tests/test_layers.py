@@ -34,7 +34,9 @@ kernels.micro.legalize kernels.micro.legalize_scaling kernels.micro.intrinsics k
 kernels.micro.helium_multiply kernels.micro.schedule kernels.fallback kernels.default kernels.plain kernels.c_code
 kernels.in_place
 lower
-power.reading power.sysfs power.integrate power.sampler power.rapl power.hwmon power.estimate power.meters power
+power.trace power.reading power.evaluate power.sysfs power.integrate power.sampler power.rapl power.hwmon power.estimate
+power.clock power.stream power.serial_port power.ppk2 power.lpm01a power.csv_text power.csv_meter power.scpi
+power.meters power
 artifact
 firmware firmware.link firmware.size_map firmware.harness firmware.candidates firmware.serial_program
 firmware.export_parts firmware.export_cmake firmware.export_zephyr firmware.export_libraries firmware.export_mlf
@@ -46,16 +48,20 @@ compile
 runtime
 device.protocol device.folder device.bench device.local device.qemu
 device.ssh_script device.ssh_words device.ssh_link device.ssh_program device.ssh
-device.serial_frames device.serial_link device.serial_image device.serial_board device.serial device
+device.rpc_wire device.rpc_link device.rpc_client device.rpc_session device.rpc_registration device.rpc_server
+device.rpc
+device.serial_frames device.serial_link device.serial_image device.serial_board device.serial_candidates device.serial device
 tuning tuning.task tuning.log_lines tuning.store tuning.current tuning.listing tuning.log_edit tuning.log_verify
 tuning.log_plot tuning.kernel_id tuning.log tuning.guard tuning.reasons tuning.builder tuning.workshop tuning.farm
 tuning.runner tuning.tally
-tuning.firmware_task tuning.firmware_runner tuning.space tuning.experience tuning.explore tuning.ending tuning.search
+tuning.board_health tuning.board_work tuning.board_pool tuning.board_runner
+tuning.firmware_task tuning.firmware_shop tuning.firmware_image tuning.firmware_qemu tuning.firmware_serial
+tuning.firmware_runner tuning.space tuning.experience tuning.explore tuning.ending tuning.search
 measure expose reference verify
 report.firmware report.model report.codec report.json_report report.judge report.words report.markdown report.text
 report
-evidence pipeline
-arguments logs_command cli
+evidence devices pipeline
+arguments logs_command board_command cli
 """
 LAYERS = ORDER.split()
 
@@ -140,10 +146,13 @@ def test_a_module_imports_only_from_those_above_it(name):
 
 def test_effects_live_where_they_belong():
     assert users("subprocess", "os.system", "os.popen", "os.execv", "os.execvp", "os.posix_spawn") == {"shell"}
-    assert users("os.fork", "multiprocessing") <= {"tuning.builder"}
+    assert users("os.fork", "multiprocessing") <= {"tuning.builder", "device.rpc_server"}
     assert users("yaml") == {"yaml_source"}
-    assert users("serial") == {"device.serial"}
-    assert users("socket", "socketserver", "http", "urllib", "ssl", "requests", "tvm.rpc") == set()
+    assert users("serial") == {"device.serial", "power.serial_port"}
+    assert users("pyvisa") == {"power.scpi"}
+    assert users("socket") == {"device.rpc_link", "device.rpc_server"}
+    assert users("tvm.rpc") == {"board_command"}  # its tracker; servers and clients are in device/
+    assert users("socketserver", "http", "urllib", "ssl", "requests") == set()
     assert users("print", "sys.stdout", "sys.stderr", "sys.exit", "input") == {"cli"}
     assert users("argparse") == {"arguments", "cli"}
     assert users("pickle", "marshal", "eval", "exec", "torch.load") == set()

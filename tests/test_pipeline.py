@@ -248,8 +248,8 @@ def test_code_for_another_cpu_is_not_run_here(host, conv_onnx, deployed, samples
 
 
 def test_devices_that_cannot_be_driven_yet_are_named(host):
-    remote = replace(host, device=DeviceSpec("ssh", (("host", "pi"),)))
-    with pytest.raises(InputError, match=r"host runs on a device of kind ssh, which this version cannot drive"):
+    remote = replace(host, device=DeviceSpec("rpc", (("host", "pi"),)))
+    with pytest.raises(InputError, match=r"host runs on a device of kind rpc, which this version cannot drive"):
         pipeline.open_device(remote)
 
 
@@ -277,5 +277,5 @@ def test_the_log_is_where_it_is_said(host, source, tmp_path):
     facts = pipeline.tune(source, host, 6, Silent(), tmp_path / "logs")
     assert 6 <= facts.trials <= 12
     assert 1 <= facts.tuned <= facts.tasks
-    assert any(Path(tmp_path / "logs" / "host").rglob("records.json"))
+    assert any(Path(tmp_path / "logs" / "host").rglob("log.jsonl"))
     assert pipeline.tune(source, host, 6, Silent(), tmp_path / "logs").trials == 0

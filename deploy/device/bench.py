@@ -75,10 +75,19 @@ def compile_command(cc: str, source: str, program: str, flags: Sequence[str] = (
 
 def command(program: str, library: str, prefix: str, cpus: Sequence[int]) -> list[str]:
     """Return the part of the command line that all runs share. Raises InputError: `prefix` is not a C identifier."""
+    check_prefix(prefix)
+    return [program, "--library", library, "--prefix", prefix, *pinned(cpus)]
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise InputError where `prefix` is not a C identifier."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix, re.ASCII):
         raise InputError(f'"{prefix[:80]}" is not the C name of a model: use letters, digits and underscores')
-    pinned = ["--cpu", ",".join(map(str, cpus))] if cpus else []
-    return [program, "--library", library, "--prefix", prefix, *pinned]
+
+
+def pinned(cpus: Sequence[int]) -> list[str]:
+    """Return the arguments that keep the program on `cpus`; none for no CPUs."""
+    return ["--cpu", ",".join(map(str, cpus))] if cpus else []
 
 
 def sample_arguments(inputs: str, outputs: str, count: int) -> list[str]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,8 @@ from deploy.device.folder import InFolder
 from deploy.device.protocol import Condition, DeviceRun, RunPlan
 from deploy.errors import DeviceError, InputError, ToolError
 from deploy.model_spec import TensorSpec
-from deploy.power import EnergyReading, Meter
+from deploy.power import EnergyReading, Meter, joined, meter_for
+from deploy.target import Target
 
 BENCH = Path(__file__).resolve().parent.parent / "aot" / "c" / "bench.c"
 _COMPILE_S = 120.0
@@ -53,7 +54,7 @@ class LocalDevice(InFolder):
 
     def __enter__(self) -> Self:
         """Build the measuring program. Raises ToolError: the compiler is missing or fails, or the disk is full."""
-        with _disk_errors("the measuring program"):
+        with disk_errors("the measuring program"):
             self._open()
         try:
             shell.run(bench.compile_command(self._cc, str(BENCH), self._program), timeout_s=_COMPILE_S)
@@ -75,7 +76,7 @@ class LocalDevice(InFolder):
         base = bench.command(self._program, str(_existing(library)), prefix, cpus)
         load = os.getloadavg()[0]
         with (
-            _disk_errors("the model's inputs and outputs"),
+            disk_errors("the model's inputs and outputs"),
             tempfile.TemporaryDirectory(dir=self._work, ignore_cleanup_errors=True) as folder,
         ):
             answer, arrays = _run_samples(base, inputs, outputs, plan, Path(folder))
@@ -88,7 +89,7 @@ class LocalDevice(InFolder):
             if plan.energy_seconds is not None:  # on the first sample: how much power is drawn depends on the data
                 run = [*base, *_stored(inputs[:1], Path(folder) / "first")]
                 energy = self._energy(run, plan.energy_seconds, plan.timeout_s, answer.batch)
-        return _device_run(answer, arrays, conditions, energy)
+        return _with_energy(device_run(answer, arrays, conditions), energy)
 
     @property
     def _program(self) -> str:
@@ -113,9 +114,25 @@ class LocalDevice(InFolder):
             limit = seconds + timeout_s + _START_S
             loop = _run_bench([*base, *bench.energy_arguments(seconds, batch)], limit).loop
             try:
-                return _Energy(meter.stop(), idle, loop)
+                if loop is not None:  # without the time that it took to start the program
+                    meter.mark("begin", loop.start_s)
+                    meter.mark("end", loop.stop_s)
+                reading = meter.stop()
+                return _Energy(reading, joined(idle, meter.idle(seconds)), loop)
             except (DeviceError, OSError) as error:
                 return _no_energy(f"the power meter failed: {error}", meter.source)
+
+
+def local_device(target: Target) -> LocalDevice:
+    """Return this machine as the device of a target, with the meter that it names."""
+    power = target.power
+    root = Path(str(power.get("root") or "/sys"))
+    return LocalDevice(
+        target.toolchain.cc,
+        threads=target.threads,
+        open_meter=lambda: meter_for(power),
+        sysfs_root=root,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,10 +161,15 @@ def choose_cpus(threads: int, allowed: set[int], sysfs_root: Path) -> tuple[int,
 
     Where cores differ in speed (big.LITTLE, hybrid x86) a model is measured on those it would be run on.
     """
-    if len(allowed) < threads:
-        return ()
     speed = {cpu: _number(sysfs_root / _CPUFREQ.format(cpu) / "cpuinfo_max_freq") or 0 for cpu in allowed}
-    return tuple(sorted(sorted(allowed, key=lambda cpu: (speed[cpu], cpu))[-threads:]))
+    return fastest(threads, speed)
+
+
+def fastest(threads: int, speed: Mapping[int, int]) -> tuple[int, ...]:
+    """Return the `threads` fastest CPUs by their highest frequencies, see `choose_cpus`; () if there are fewer."""
+    if len(speed) < threads:
+        return ()
+    return tuple(sorted(sorted(speed, key=lambda cpu: (speed[cpu], cpu))[-threads:]))
 
 
 def read_conditions(cpus: Sequence[int], sysfs_root: Path) -> dict[str, Condition]:
@@ -194,16 +216,17 @@ def _outputs_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.outputs")
 
 
-def _device_run(
+def device_run(
     answer: bench.Answer,
     outputs: list[list[NDArray[Any]]],
     conditions: Mapping[str, Condition],
-    energy: _Energy | None,
+    how: str = "measured",
 ) -> DeviceRun:
+    """Return what the measuring program found out, on whichever Linux it ran; without energy."""
     return DeviceRun(
         outputs=outputs,
         samples_s=answer.samples_s,
-        how="measured",
+        how=how,
         batch=answer.batch,
         inferences=answer.inferences,
         arena_bytes=answer.arena_bytes,
@@ -211,11 +234,19 @@ def _device_run(
         threads=answer.threads,
         peak_rss_bytes=answer.peak_rss_bytes,
         baseline_rss_bytes=answer.baseline_rss_bytes,
-        energy=energy.reading if energy else None,
-        idle=energy.idle if energy else None,
-        energy_inferences=energy.inferences if energy else 0,
-        energy_busy_s=energy.busy_s if energy else 0.0,
         conditions=conditions,
+    )
+
+
+def _with_energy(run: DeviceRun, energy: _Energy | None) -> DeviceRun:
+    if energy is None:
+        return run
+    return replace(
+        run,
+        energy=energy.reading,
+        idle=energy.idle,
+        energy_inferences=energy.inferences,
+        energy_busy_s=energy.busy_s,
     )
 
 
@@ -240,7 +271,8 @@ def _existing(library: Path) -> Path:
 
 
 @contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
+    """Say what could not be kept where the disk fails, as a ToolError."""
     try:
         yield
     except OSError as error:

@@ -16,6 +16,14 @@ _FIXED = {
 }
 
 
+# The blocks just fit RISC-V's registers, until GCC's second level of optimization moves loads and addresses around.
+_FIRST_LEVEL = """\
+#if defined(__riscv) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O1")
+#endif
+"""
+
+
 def functions(symbols: Iterable[str]) -> list[str]:
     """The definitions of those of the functions that are written in C, each with the macro `MICRO` before it."""
     texts = [text for symbol in sorted(symbols) if (text := _function(symbol)) is not None]
@@ -29,7 +37,7 @@ def c_source(symbols: Iterable[str]) -> str:
         return ""
     declared = [f"{text.partition(' {')[0]};\n" for text in texts]
     return "\n".join(
-        ["#include <stdint.h>\n#include <string.h>\n", f"#define {MICRO} {SHARED}\n", *declared, *texts]
+        ["#include <stdint.h>\n#include <string.h>\n", _FIRST_LEVEL, f"#define {MICRO} {SHARED}\n", *declared, *texts]
     )
 
 
