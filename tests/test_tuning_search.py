@@ -9,7 +9,7 @@ import time
 
 import pytest
 from models import onnx_models
-from tuning_support import calling, processes_about, product, python, task, this_machine
+from tuning_support import calling, gigantic, processes_about, product, python, task, this_machine, untranslatable
 from tvm_ffi import structural_hash
 
 from deploy import model
@@ -186,6 +186,22 @@ def test_failures_are_counted_with_their_reasons_and_the_run_goes_on(tmp_path):
     assert log.find(calling("abort")) is None
     assert time_s(log.records(workload(product(24)))[0]) < FAILED
     assert log.records(workload(calling("abort"))), "a failed candidate is on record: it is not tried again"
+
+
+def test_a_run_of_bad_candidates_ends_on_time_with_the_right_counts(tmp_path):
+    bad = {
+        "no memory for an argument of 107374182464 bytes": gigantic(),
+        "crashed: killed by SIGSEGV": calling("raise", 11),
+        "hung: did nothing for 3 s": calling("pause"),
+    }
+    mixed = [task(func, f"bad{number}") for number, func in enumerate([*bad.values(), untranslatable()])]
+    mixed.insert(1, task(product(24), "good"))
+    start = time.monotonic()
+    outcome = tune(mixed, TARGET, TuningLog.open(TARGET, tmp_path), len(mixed), Silent())
+    assert (outcome.trials, outcome.failures) == (5, 4)
+    assert outcome.reasons.keys() >= bad.keys()
+    assert set(outcome.reasons.values()) == {1}
+    assert time.monotonic() - start < 30
 
 
 def test_nothing_measured_is_an_error_with_the_commonest_reasons(tmp_path):

@@ -48,6 +48,22 @@ def unbound() -> tirx.PrimFunc:
     return te.create_prim_func([a, te.compute((4,), lambda i: a[i] + free)])
 
 
+def untranslatable() -> tirx.PrimFunc:
+    """A kernel with an operation of graphics processors: it can be scheduled, and no code can be generated for it."""
+    a = te.placeholder((4,), name="a")
+
+    def element(i: tirx.Var) -> tirx.PrimExpr:
+        return tirx.call_intrin("float32", "tirx.texture2d_load", a[i])
+
+    return te.create_prim_func([a, te.compute((4,), element)])
+
+
+def gigantic() -> tirx.PrimFunc:
+    """A kernel with an argument of a hundred gigabytes."""
+    a = te.placeholder((25 << 30,), name="a")
+    return te.create_prim_func([a, te.compute((1,), lambda i: a[i] + 1.0)])
+
+
 def enormous() -> tirx.PrimFunc:
     """A kernel that takes the compiler for ever: a loop of twenty million steps, written out."""
     from tvm.s_tir import Schedule

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import math
 import os
@@ -30,6 +31,7 @@ from deploy.tuning.reasons import LONGEST_REASON, one_line, told
 
 WAIT_S = 0.02  # between looks at processes that say nothing
 STALL_S = 20.0  # a process that has not worked for so long waits for something that will not come
+ANY = -1  # core
 PR_SET_PDEATHSIG = 1
 STARTED, FINISHED = 0, 1
 _NOTE = struct.Struct("<iii")  # the process, what it did, and the number of the candidate
@@ -100,7 +102,8 @@ class _Member:
 class Crew(Generic[Job]):
     """The processes that compile a batch, from `__enter__` on; all have ended when the block is left.
 
-    Each keeps to a core, in turn those that this process may use, so that one can be made quiet with `paused`.
+    Each keeps to a core, in turn those that this process may use, so that one can be made quiet with `paused`. One that
+    is alone goes where there is room: several such crews of other programs would meet on the first core.
     """
 
     def __init__(self, workplace: Workplace[Job], jobs: Sequence[Job], stall_s: float = STALL_S) -> None:
@@ -140,7 +143,7 @@ class Crew(Generic[Job]):
     def paused(self, cores: Sequence[int]) -> Iterator[None]:
         """Within this block no process of the crew runs on these cores."""
         self._look(0)
-        stopped = [member.pid for member in self._members if member.core in cores]
+        stopped = [member.pid for member in self._members if member.core in (*cores, ANY)]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -155,7 +158,7 @@ class Crew(Generic[Job]):
         """As many processes as there is work for, each on the core that has the fewest."""
         while len(self._members) < self._place.workers and self._unclaimed():
             load = [sum(member.core == core for member in self._members) for core in self._cores]
-            self._fork(self._cores[load.index(min(load))])
+            self._fork(self._cores[load.index(min(load))] if self._place.workers > 1 else ANY)
 
     def _unclaimed(self) -> int:
         return len(self._jobs) - os.lseek(self._queue, 0, os.SEEK_CUR) // _NUMBER.size
@@ -254,7 +257,8 @@ class Crew(Generic[Job]):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where it has no time to: nobody would look at the result
         with contextlib.suppress(OSError):  # a core that was taken away meanwhile
-            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, self._cores if core == ANY else {core})
+        faulthandler.disable()  # what ends here is a candidate's fault, and told as its reason
         gc.freeze()  # a collection would write to, and so copy, all that the fork shares
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

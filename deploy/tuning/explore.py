@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target as TvmTarget
@@ -59,6 +61,14 @@ class Explorer(Protocol):
         """Take note of the candidates that were measured."""
 
 
+@dataclass
+class _Choice:
+    """A schedule of a list, and what the cost model sees of it, worked out once."""
+
+    candidate: ms.MeasureCandidate
+    features: npt.NDArray[np.float32] | None = None
+
+
 class Listed:
     """A kernel whose schedules are all known. Half follow the cost model, the others the list and chance."""
 
@@ -69,7 +79,7 @@ class Listed:
         self._random = random.Random(seed)
         info = ms.arg_info.ArgInfo.from_entry_func(task.mod, remove_preproc=True)
         fresh = {structural_hash(sch.mod): sch for sch in listed_schedules(start, setting.machine)}
-        self._left = [ms.MeasureCandidate(sch, info) for key, sch in fresh.items() if key not in known]
+        self._left = [_Choice(ms.MeasureCandidate(sch, info)) for key, sch in fresh.items() if key not in known]
 
     def propose(self, count: int) -> list[ms.MeasureCandidate]:
         """The most promising schedules that are left."""
@@ -77,16 +87,23 @@ class Listed:
         while self._left and len(chosen) < count:
             first = len(chosen) % 2 == 0
             chosen.append(self._left.pop(0 if first else self._random.randrange(len(self._left))))
-        return chosen
+        return [choice.candidate for choice in chosen]
 
-    def _promising(self, count: int) -> list[ms.MeasureCandidate]:
+    def _promising(self, count: int) -> list[_Choice]:
         if self._model.booster is None or self._model.data_size < WARM_UP or not self._left:
             return []
-        scores = self._model.predict(self.context, self._left)
+        scores = self._model._predict(self._features())  # `predict` would work them out in every round
         best = sorted(range(len(self._left)), key=lambda index: -scores[index])[:count]
         chosen = [self._left[index] for index in best]
-        self._left = [candidate for index, candidate in enumerate(self._left) if index not in set(best)]
+        self._left = [choice for index, choice in enumerate(self._left) if index not in set(best)]
         return chosen
+
+    def _features(self) -> list[npt.NDArray[np.float32]]:
+        if self._left[0].features is None:
+            extracted = self._model.extractor.extract_from(self.context, [choice.candidate for choice in self._left])
+            for choice, features in zip(self._left, extracted, strict=True):
+                choice.features = features.numpy().astype("float32")
+        return [choice.features for choice in self._left if choice.features is not None]
 
     def learn(self, candidates: list[ms.MeasureCandidate], results: list[ms.runner.RunnerResult]) -> None:
         """Train the cost model."""

@@ -50,13 +50,22 @@ class Allowance:
     shared: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Result:
+    """What became of a candidate on a device: counts of its calls, its outputs' bytes, or why there are none."""
+
+    counts: tuple[int, ...] = ()
+    data: bytes = b""
+    reason: str = ""
+
+
 @dataclass
 class Known:
     """A kernel's default schedule, what candidates are given, what they must give, and what it took."""
 
     func: tirx.PrimFunc
     constants: tuple[npt.NDArray[Any] | None, ...]
-    inputs: bytes
+    inputs: dict[int, npt.NDArray[Any]]  # by the parameter
     allowance: Allowance | None = None
     expected: Outputs | None = None
     reason: str = "was not run"
@@ -67,12 +76,12 @@ class Known:
         written = _written(func)
         constants = (*task.constants, *[None] * (len(func.params) - len(task.constants)))
         random = np.random.default_rng(0)
-        given = [
-            _numbers(buffer, random).tobytes()
+        given = {
+            number: _numbers(buffer, random)
             for number, (buffer, constant) in enumerate(zip(func.params, constants, strict=True))
             if constant is None and number not in written
-        ]
-        return cls(func, constants, b"".join(given))
+        }
+        return cls(func, constants, given)
 
     def learn(self, workspaces: Sequence[int]) -> None:
         """Note what the default schedule needs, which is all that candidates may need."""
@@ -88,8 +97,10 @@ class Known:
             nbytes = buffer_bytes(buffer)
             if constant is not None:
                 found.append(Argument("constant", nbytes, blob.place(constant)))
+            elif number in written:
+                found.append(Argument("output", nbytes))
             else:
-                found.append(Argument("output" if number in written else "input", nbytes))
+                found.append(Argument("input", nbytes, blob.place(self.inputs[number])))
         return (*found, *(Argument("workspace", nbytes) for nbytes in workspaces))
 
     def outputs(self, data: bytes) -> Outputs:

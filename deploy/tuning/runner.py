@@ -125,6 +125,10 @@ class Measuring(Protocol):
     @property
     def largest_round(self) -> int: ...
 
+    @property
+    def note(self) -> str:
+        """What there is to tell of the device so far."""
+
     def measure(self, funcs: Sequence[tirx.PrimFunc], tasks: Sequence[Task]) -> Iterator[Measured]:
         """What becomes of each scheduled kernel, of the task beside it."""
 
@@ -150,6 +154,7 @@ class Bench:
     stopwatch: Stopwatch
     executor: Executor | None = None
     largest_round: int = 0
+    note: str = ""
     best: dict[int, tuple[Task, float]] = field(default_factory=dict)
 
     @classmethod

@@ -19,6 +19,7 @@ from deploy.kernels.default import default_schedule
 from deploy.kernels.for_target import machine_for
 from deploy.progress import Progress, ProgressEvent, left
 from deploy.target import Target
+from deploy.tuning.board_runner import BoardBench
 from deploy.tuning.ending import Ending
 from deploy.tuning.experience import kept
 from deploy.tuning.explore import Explorer, Setting, cost_model, explorer_for, result_of
@@ -114,6 +115,7 @@ class _Run:
                 "tune", state.task.name, min(tally.trials, tally.wanted), tally.wanted,
                 None if state.best_s == UNKNOWN else state.best_s, tally.failures,
                 self._left_s(), share=self._share(state), rate=tally.a_minute, reason="".join(tally.common(1)),
+                message=self.bench.note,
             )
         )  # fmt: skip
 
@@ -211,6 +213,8 @@ class _Run:
 
 
 def _bench(target: Target, folder: Path, executor: Executor | None) -> Measuring:
+    if target.device.kind == "rpc":
+        return BoardBench.open(target, folder, executor)
     if target.artifact != "firmware":
         return Bench.open(target, folder, executor)
     if executor is not None:
@@ -253,4 +257,4 @@ def tune(
             run.search()
     if tally.trials and tally.failures == tally.trials:
         raise ToolError(f"none of {tally.trials} candidates could be measured: {'; '.join(tally.common())}")
-    return Outcome(len(tasks), tally.trials, tally.failures, tally.reasons, run.stopped)
+    return Outcome(len(tasks), tally.trials, tally.failures, tally.reasons, run.stopped, bench.note)

@@ -46,8 +46,10 @@ class Outcome:
     failures: int
     reasons: dict[str, int]
     stopped: str = ""  # why, where that was before all candidates were measured
+    note: str = ""  # what there is to tell of the device
 
     @property
     def words(self) -> str:
         """What to tell of it in the end."""
-        return f"{self.trials} candidates measured" + (f", then ended: {self.stopped}" if self.stopped else "")
+        told = f"{self.trials} candidates measured" + (f", {self.note}" if self.note else "")
+        return told + (f", then ended: {self.stopped}" if self.stopped else "")
