@@ -1,11 +1,17 @@
-"""Boards at the end of a serial line: QEMU with its UART on a pseudo-terminal, and a line with faults in between."""
+"""Boards at the end of a serial line: QEMU with its UART on a pseudo-terminal, and a line with faults in between.
+
+Run as a program with a pid file and a command, it is what flashes a `FlashedBoard`: the emulator is started anew.
+"""
 
 import contextlib
 import os
+import pathlib
 import re
 import select
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tty
@@ -59,8 +65,8 @@ class FaultyLine:
     what arrives. Once `start` was called the board runs; before that the line is dead.
     """
 
-    def __init__(self, folder, board, *, bytes_a_second=None, to_board=bytes, to_host=bytes):
-        self.folder, self.board = folder, board
+    def __init__(self, folder, board, *, bytes_a_second=None, to_board=bytes, to_host=bytes, counting=True):
+        self.folder, self.board, self.counting = folder, board, counting
         self.bytes_a_second, self.to_board, self.to_host = bytes_a_second, to_board, to_host
         self._ours, self._theirs = os.openpty()
         tty.setraw(self._theirs)
@@ -74,7 +80,8 @@ class FaultyLine:
     def start(self, image):
         uart, monitor = self.folder / "uart", self.folder / "monitor"
         sockets = ["-serial", f"unix:{uart},server=on,wait=off", "-monitor", f"unix:{monitor},server=on,wait=off"]
-        self._process = subprocess.Popen([*emulator(self.board, image), *sockets], stdout=subprocess.DEVNULL)
+        command = emulator(self.board, image, counting=self.counting)
+        self._process = subprocess.Popen([*command, *sockets], stdout=subprocess.DEVNULL)
         self.connect(uart, monitor)
 
     def connect(self, uart, monitor):
@@ -111,6 +118,77 @@ class FaultyLine:
         os.close(self._theirs)
 
 
+class FlashedBoard:
+    """A board that is flashed and reset by commands, for `serial_target`: QEMU with its UART on a pseudo-terminal.
+
+    Bytes go through this process: to_board, to_host are functions of a piece of bytes that give what arrives. `flashed`
+    has the size of each image.
+    """
+
+    def __init__(self, folder, board, *, to_board=bytes, to_host=bytes, counting=True):
+        self.folder, self.to_board, self.to_host = folder, to_board, to_host
+        self._hosts, host = os.openpty()
+        self._boards, board_end = os.openpty()
+        self._ends = (host, board_end)  # kept open, so that a line nobody uses is not a broken one
+        for end in self._ends:
+            tty.setraw(end)
+        self.port, self._pid, self._monitor = os.ttyname(host), folder / "pid", folder / "monitor"
+        self._log = folder / "flashed"
+        sockets = ["-serial", os.ttyname(board_end), "-monitor", f"unix:{self._monitor},server=on,wait=off"]
+        started = [*emulator(board, "{elf}", counting=counting), *sockets, "-daemonize", "-pidfile", str(self._pid)]
+        self.flash = (sys.executable, __file__, str(self._pid), str(self._log), *started)
+        self.reset = (sys.executable, __file__, str(self._monitor))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    @property
+    def flashed(self):
+        return [int(line) for line in self._log.read_text().split()] if self._log.exists() else []
+
+    def press(self):
+        """Reset the board, as its button would."""
+        _reset(self._monitor)
+
+    def _carry(self):
+        while not self._stop.is_set():
+            for ready in select.select([self._hosts, self._boards], [], [], 0.02)[0]:
+                data = os.read(ready, 1024)
+                if ready == self._hosts:
+                    os.write(self._boards, self.to_board(data))
+                else:
+                    os.write(self._hosts, self.to_host(data))
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        _end(self._pid)
+        for end in (self._hosts, self._boards, *self._ends):
+            os.close(end)
+
+
+def _end(pid_file):
+    """End the emulator of which that is the file, and wait until it is gone."""
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGKILL)
+        while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.005)
+    pid_file.unlink(missing_ok=True)
+
+
+def _reset(monitor):
+    with _connected(monitor) as line:
+        line.recv(1)  # the monitor is ready
+        line.sendall(b"system_reset\n")
+        time.sleep(0.05)  # closing wakes the emulator, which looks whether the board takes bytes again
+
+
 def _connected(path):
     deadline = time.monotonic() + 10
     while True:
@@ -123,3 +201,22 @@ def _connected(path):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def main(arguments):
+    if len(arguments) == 1:
+        _reset(pathlib.Path(arguments[0]))
+        return
+    pid_file, log = map(pathlib.Path, arguments[:2])
+    _end(pid_file)
+    with log.open("a") as flashed:
+        image = pathlib.Path(arguments[arguments.index("-kernel") + 1])
+        flashed.write(f"{image.stat().st_size}\n")
+    subprocess.run(arguments[2:], check=True, stdout=subprocess.DEVNULL)
+    time.sleep(0.05)
+    # Whoever connects wakes the emulator, which then sees that the board takes bytes.
+    _connected(pathlib.Path(arguments[arguments.index("-monitor") + 1].removeprefix("unix:").partition(",")[0])).close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -21,7 +21,8 @@ from deploy.device.serial import SerialDevice
 from deploy.device.serial_frames import Decoder, Operation
 from deploy.device.serial_image import build_image
 from deploy.errors import DeviceError, InputError
-from deploy.target_parts import Memory, PowerSpec
+from deploy.target_memory import Memory
+from deploy.target_parts import PowerSpec
 from deploy.targets import load_target
 
 QUICK = RunPlan(warmup_s=0.0, seconds=0.05, min_samples=3, timeout_s=20)

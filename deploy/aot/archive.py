@@ -20,7 +20,7 @@ KERNELS = "kernels.c"  # all kernels, where they are emitted as C
 # They are blocks of sums that just fit the registers: GCC would move loads up until they do not.
 FAST = ("-O2", "-fno-schedule-insns", "-std=c99", "-Wall", "-Wextra", "-Werror")
 _OBJECTS = ("model.o", "weights.o", "kernels.o")
-_HALF_FLOATS = ".text.tvm.fp16.conv"  # TVM puts conversions of them into every object
+HALF_FLOATS = ".text.tvm.fp16.conv"  # TVM puts conversions of them into every object
 _TIMEOUT_S = 600.0
 
 
@@ -54,7 +54,7 @@ def package(folder: Path, layout: Layout, target: Target) -> FlashSizes:
         _run(compile_command(toolchain, FAST, KERNELS, "kernels.o"), source)
     _run(without_unwinding(toolchain.cc, "kernels.o"), source)
     if not in_c and not any(tensor.dtype == "float16" for tensor in layout.graph.tensors.values()):
-        _run([tool(toolchain.cc, "objcopy"), f"--remove-section={_HALF_FLOATS}", "kernels.o"], source)
+        _run([tool(toolchain.cc, "objcopy"), f"--remove-section={HALF_FLOATS}", "kernels.o"], source)
     objects = list(_OBJECTS)
     for name, flags in ((ASSEMBLY, ()), (MICRO, FAST)):
         if (source / name).exists():

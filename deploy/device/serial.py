@@ -15,12 +15,14 @@ from deploy import shell
 from deploy.device import bench
 from deploy.device.folder import InFolder
 from deploy.device.protocol import Condition, DeviceRun, RunPlan
-from deploy.device.serial_board import Board
+from deploy.device.serial_board import COUNTER, Board
+from deploy.device.serial_energy import meter_beside, meter_inferences
 from deploy.device.serial_image import (
     DEFAULT_BAUD,
     Image,
     board_files,
     build_image,
+    builds,
     flash_command,
     stopwatch,
 )
@@ -29,7 +31,7 @@ from deploy.errors import DeviceError, InputError, ToolError
 from deploy.firmware import harness
 from deploy.firmware.serial_program import build_id
 from deploy.model_spec import TensorSpec
-from deploy.power import EnergyReading
+from deploy.power import EnergyReading, Meter
 from deploy.power.estimate import estimate
 from deploy.target import Target
 from deploy.units import render
@@ -38,8 +40,7 @@ PATIENCE_S = 10.0
 _FLASH_S = 180.0
 _POLL_S = 0.02
 _WRITE_S = 30.0
-_UNBUILT = Image(Path("image.elf"), Path("image.bin"))
-_COUNTER = 2.0**32  # of cycles, after which DWT begins again
+UNBUILT = Image(Path("image.elf"), Path("image.bin"))
 
 
 class SerialDevice(InFolder):
@@ -57,7 +58,7 @@ class SerialDevice(InFolder):
                 "board's in a boards.yaml (--boards, --device); `tvm-deploy build` needs none"
             )
         given: dict[str, object] = {"clock": target.clock}
-        self._builds = any(place in part for part in flash for place in ("{elf}", "{bin}"))
+        self._builds = builds(target)
         if self._builds:
             given |= {f"{name} in memory": value for name, value in target.memory.places.items()}
         if missing := [name for name, value in given.items() if value is None]:
@@ -70,11 +71,12 @@ class SerialDevice(InFolder):
         if self._builds:
             stopwatch(target)
             board_files(target)
-        flash_command(flash, _UNBUILT, self._port)
+        flash_command(flash, UNBUILT, self._port)
+        flash_command(cast("tuple[str, ...]", target.device.get("reset") or ()), UNBUILT, self._port, "reset")
 
     def __enter__(self) -> Self:
         """Get ready. Raises InputError: what drives serial ports is not installed."""
-        _pyserial()
+        require_pyserial()
         self._open()
         return self
 
@@ -91,20 +93,34 @@ class SerialDevice(InFolder):
         The program is built where the `flash` command names `{elf}` or `{bin}`; otherwise that command, or the user
         beforehand, puts one on the board that was built elsewhere. The calls of kernels are counted by a second copy of
         src/model.c beside the library. `timeout` of the device is the longest that the board may be silent and that an
-        inference may take.
+        inference may take. A meter beside the board is opened first, for it may be the supply; DeviceError where it
+        cannot be.
         """
-        work = self._work
         if not library.is_file():
             raise InputError(f"there is no library {library}: give the libmodel.a of an artifact")
+        with meter_beside(self._target, plan.energy_seconds is not None) as meter:
+            return self._run(library, prefix, inputs, outputs, (plan, meter))
+
+    def _run(
+        self,
+        library: Path,
+        prefix: str,
+        inputs: Sequence[Sequence[NDArray[Any]]],
+        outputs: Sequence[TensorSpec],
+        how: tuple[RunPlan, Meter | None],
+    ) -> DeviceRun:
+        plan, meter = how
         if self._flash:
-            self._put(library.absolute(), prefix, work)
+            self._put(library.absolute(), prefix, self._work)
         given = cast("float | None", self._target.device.get("timeout"))
-        with _open(self._port, self._baud) as line:
+        with open_port(self._port, self._baud) as line:
             link = Link(line, self._baud, given or PATIENCE_S)
             board = Board(link, prefix, build_id(library.read_bytes()), given or plan.timeout_s)
             header = (library.parent / "model.h").read_text(encoding="utf-8")
             samples = [b"".join(bench.encode([sample])) for sample in inputs]
             found = self._measured(board, samples, outputs, plan)
+            if meter is not None:
+                found = self._metered(found, board, samples, meter, plan.energy_seconds or 0.0)
             return replace(
                 found,
                 arena_bytes=harness.macro_value(header, prefix, "ARENA_BYTES"),
@@ -121,7 +137,7 @@ class SerialDevice(InFolder):
     ) -> DeviceRun:
         clock, exact = cast(float, self._target.clock), board.greet().counts_instructions
         conditions: dict[str, Condition] = {"clock_hz": clock, "port": self._port}
-        if self._how(exact) == "measured":
+        if reading_kind(self._target, exact) == "measured":
             conditions["clock_seen_hz"] = board.check_clock(clock)
         first = samples[0] if samples else None
         stack = board.stack_bytes(first)
@@ -136,7 +152,7 @@ class SerialDevice(InFolder):
         return DeviceRun(
             outputs=values,
             samples_s=tuple(count / clock for count in times),
-            how=self._how(exact),
+            how=reading_kind(self._target, exact),
             batch=1,
             inferences=len(counts) + (0 if exact else len(times)),
             arena_bytes=0,  # those who read model.h fill this in
@@ -151,17 +167,26 @@ class SerialDevice(InFolder):
             stack_bytes=stack,
         )
 
-    def _how(self, exact: bool) -> str:
-        if exact:
-            return "estimated"
-        return "emulated" if self._target.device.get("emulated") else "measured"
+    def _metered(
+        self, found: DeviceRun, board: Board, samples: Sequence[bytes], meter: Meter, seconds: float
+    ) -> DeviceRun:
+        if found.how != "measured":
+            reason = "an emulator draws no power that a meter could see: leave `emulated` out for a board"
+            lost = EnergyReading(None, seconds, "measured", meter.source, reason=reason)
+            return replace(found, energy=lost, energy_inferences=0, energy_busy_s=0.0)
+        clock = cast(float, self._target.clock)
+        metering = meter_inferences(board, samples[0] if samples else None, meter, seconds, clock)
+        return replace(
+            found,
+            energy=metering.reading,
+            idle=metering.idle,
+            energy_inferences=metering.inferences,
+            energy_busy_s=metering.reading.seconds,
+        )
 
     def _put(self, library: Path, prefix: str, folder: Path) -> None:
-        image = build_image(self._target, library, prefix, folder) if self._builds else _UNBUILT
-        try:
-            shell.run(flash_command(self._flash, image, self._port), timeout_s=_FLASH_S)
-        except ToolError as error:
-            raise DeviceError(f"the board could not be flashed: {error}") from error
+        image = build_image(self._target, library, prefix, folder) if self._builds else UNBUILT
+        drive_board(flash_command(self._flash, image, self._port), "flashed")
 
     def _energy(self, seconds: float) -> EnergyReading:
         power = self._target.power
@@ -170,6 +195,21 @@ class SerialDevice(InFolder):
             return EnergyReading(None, seconds, "estimated", "no meter", reason=reason)
         source = f"declared active power {render(power.active, 'power')}"
         return estimate(power.active, seconds, source, "for the latency")
+
+
+def reading_kind(target: Target, exact: bool) -> str:
+    """How times from a board are obtained; exact: instructions are counted there, not cycles."""
+    if exact:
+        return "estimated"
+    return "emulated" if target.device.get("emulated") else "measured"
+
+
+def drive_board(command: Sequence[str], done: str) -> None:
+    """Run a command after which the board is `done`, such as "flashed". Raises DeviceError: it fails."""
+    try:
+        shell.run(command, timeout_s=_FLASH_S)
+    except ToolError as error:
+        raise DeviceError(f"the board could not be {done}: {error}") from error
 
 
 def _timed(board: Board, sample: bytes | None, plan: RunPlan) -> list[int]:
@@ -184,14 +224,14 @@ def _timed(board: Board, sample: bytes | None, plan: RunPlan) -> list[int]:
 
 
 def _check_range(board: Board, clock: float, exact: bool) -> None:
-    if not exact and board.longest_s * clock >= _COUNTER:
+    if not exact and board.longest_s * clock >= COUNTER:
         raise DeviceError(
             f"an inference took {board.longest_s:.3g} s, and the board's counter of cycles begins again after "
-            f"{_COUNTER / clock:.3g} s: it cannot time this model"
+            f"{COUNTER / clock:.3g} s: it cannot time this model"
         )
 
 
-class _Port:
+class Port:
     """A serial port as pyserial has it; what fails is a DeviceError."""
 
     def __init__(self, port: Any, name: str) -> None:
@@ -215,9 +255,9 @@ def _told(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(name: str, baud: int) -> Iterator[_Port]:
+def open_port(name: str, baud: int) -> Iterator[Port]:
     """The port, locked against other programs that lock it."""
-    serial = _pyserial()
+    serial = require_pyserial()
     try:
         port = serial.Serial(name, baud, timeout=_POLL_S, write_timeout=_WRITE_S, exclusive=True)
     except OSError as error:
@@ -228,10 +268,11 @@ def _open(name: str, baud: int) -> Iterator[_Port]:
     except ValueError as error:
         raise InputError(f"the serial port {name} cannot be opened: {error}; check `baud`") from error
     with contextlib.closing(port):
-        yield _Port(port, name)
+        yield Port(port, name)
 
 
-def _pyserial() -> Any:
+def require_pyserial() -> Any:
+    """What drives serial ports. Raises InputError: it is not installed."""
     try:
         import serial
     except ImportError:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from deploy.device.serial_frames import CHUNK, Code, Hello, Operation, count_of
-from deploy.device.serial_link import BoardReset, Link
+from deploy.device.serial_link import BoardReset, BoardUnstable, Link
 from deploy.errors import DeviceError
 from deploy.firmware.harness import KNOWN_INSTRUCTIONS
 from deploy.units import render
 
+COUNTER = 2.0**32  # of cycles, after which DWT begins again
 _RESETS = 3  # of one run; a board that resets itself more often than that is not to be trusted
 _SPIN_S = 0.5
 _SPIN_QUIET_S, _SPIN_LIMIT_S = 8.0, 30.0  # the clock may be far slower than the target says
@@ -44,7 +45,7 @@ class Board:
         """The count of an inference, and the bytes of all outputs. sample: the bytes of all inputs, None for zeros."""
 
         def once() -> tuple[int, bytes]:
-            return self._counted(Operation.RUN, sample), self._read()
+            return self._counted(Operation.RUN, sample), self._read(0, self._greeting().output_bytes)
 
         return self._whole(once)
 
@@ -97,7 +98,7 @@ class Board:
                 self._greeted = None
                 self.resets += 1
                 if self.resets > _RESETS:
-                    raise DeviceError(
+                    raise BoardUnstable(
                         f"the board was reset {self.resets} times while the model ran: look at its power supply and "
                         "its watchdog; a stack that is too small does that too"
                     ) from error
@@ -145,11 +146,10 @@ class Board:
                 raise DeviceError("the board refused to take an input: please report this")
         self._held = sample
 
-    def _read(self) -> bytes:
-        size = self._greeting().output_bytes
+    def _read(self, start: int, size: int) -> bytes:
         parts = []
         for at in range(0, size, CHUNK):
-            asked = at.to_bytes(4, "little") + bytes([min(CHUNK, size - at)])
+            asked = (start + at).to_bytes(4, "little") + bytes([min(CHUNK, size - at)])
             answer = self._link.request(Operation.READ, asked)
             if answer[:1] != bytes([Code.GOOD]):
                 raise DeviceError("the board refused to give an output: please report this")

@@ -1,4 +1,4 @@
-"""What goes over the serial line to a board, as bytes and as data; in C it is `serial_harness.c`. Pure.
+"""What goes over the serial line to a board, as bytes and as data; in C it is `serial_session.c`. Pure.
 
 A frame is session (2 bytes), number, operation and data, with a CRC-32 behind, encoded by COBS, between zeros.
 """
@@ -35,6 +35,9 @@ class Operation(IntEnum):
     LAYERS = 6
     LAYER = 7
     SPIN = 8
+    SELECT = 9
+    CHECK = 10
+    RESET = 11
 
 
 class Code(IntEnum):
@@ -129,16 +132,22 @@ def hello_of(data: bytes) -> Hello:
     return Hello(unit == 1, identity, inputs, outputs, arena, calls, known, name)
 
 
+def outcome_of(data: bytes) -> tuple[int, int, int]:
+    """How a run ended: a Code or a number that is none, a status, the count. Raises DeviceError: it is cut short."""
+    if len(data) != _OUTCOME.size:
+        raise DeviceError("the board's answer is too short: its program and this one do not match; flash it again")
+    code, status, count = _OUTCOME.unpack(data)
+    return code, status, count
+
+
 def count_of(data: bytes, *, refused: bool = False) -> int | None:
     """The count that a run gave. Raises DeviceError where it gave none, saying why.
 
     refused: that the program cannot do it is no error, and gives None.
     """
-    if len(data) != _OUTCOME.size:
-        raise DeviceError("the board's answer is too short: its program and this one do not match; flash it again")
-    code, detail, count = _OUTCOME.unpack(data)
+    code, detail, count = outcome_of(data)
     if code == Code.GOOD:
-        return int(count)
+        return count
     if code == Code.REFUSED and refused:
         return None
     raise DeviceError(_FAILURES.get(code, f"the board answered with the unknown code {code}").format(detail))
@@ -154,7 +163,7 @@ def fault_words(data: bytes) -> str:
 
 
 _WRONG = "its code is wrong; please report this"
-_FAILURES = {
+_FAILURES: dict[int, str] = {
     Code.STATUS: "the model returned the status 0x{:x}, see enum tvm_deploy_status in tvm_deploy.h",
     Code.PAST_OUTPUT: f"the model wrote past the end of an output: {_WRONG}",
     Code.PAST_ARENA: f"the model wrote past the end of its arena: {_WRONG}",

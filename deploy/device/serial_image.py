@@ -21,10 +21,12 @@ from deploy.firmware.link import (
     tool,
 )
 from deploy.target import Target
+from deploy.target_parts import Toolchain
 
 DEFAULT_BAUD = 115_200
-PLACES = ("elf", "bin", "port")  # of a flash command
+PLACES = ("elf", "bin", "port")  # of a flash or reset command
 _COMPILE_S = 120.0
+_HEADERS = f"-I{source_path('board.h').parent}"
 _STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 
 
@@ -72,8 +74,14 @@ def stopwatch(target: Target) -> tuple[list[str], list[str]]:
     return [start, "stopwatch_board.c"], []
 
 
-def flash_command(template: Sequence[str], image: Image, port: str) -> list[str]:
-    """The command with `{elf}`, `{bin}` and `{port}` filled in.
+def builds(target: Target) -> bool:
+    """Whether the `flash` command takes a program that is built here."""
+    flash = cast("tuple[str, ...]", target.device.get("flash") or ())
+    return any(place in part for part in flash for place in ("{elf}", "{bin}"))
+
+
+def flash_command(template: Sequence[str], image: Image, port: str, key: str = "flash") -> list[str]:
+    """The command `key` of a device with `{elf}`, `{bin}` and `{port}` filled in.
 
     Raises InputError for another name in braces, and for `{bin}` where it would not be the whole program.
     """
@@ -81,13 +89,28 @@ def flash_command(template: Sequence[str], image: Image, port: str) -> list[str]
     for part in template:
         for name in re.findall(r"\{(\w+)\}", part):
             if name not in values:
-                raise InputError(f"flash: {{{name}}} is not known; allowed: {', '.join(f'{{{p}}}' for p in PLACES)}")
+                raise InputError(f"{key}: {{{name}}} is not known; allowed: {', '.join(f'{{{p}}}' for p in PLACES)}")
     if image.uses_external and any("{bin}" in part for part in template):
         raise InputError(
-            "flash: {bin} is what is in the internal flash, and this model's weights are in the external one: "
+            "flash: {bin} is what is in the internal flash, and weights of this model are in the external one: "
             "flash {elf}, with a tool that writes both"
         )
     return [re.sub(r"\{(\w+)\}", lambda found: values[found[1]], part) for part in template]
+
+
+def program_files(target: Target, sources: Sequence[str], flags: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """All files of a program for the board, and the flags of each; `flags` are those of its own `sources`.
+
+    Raises InputError: the target lacks something.
+    """
+    own, macros = stopwatch(target)
+    files, board_flags = board_files(target)
+    counts = ["-DCOUNTS_INSTRUCTIONS"] if counts_instructions(target) else []
+    return [
+        *((source_path(name), [_HEADERS, *macros]) for name in own),
+        *((source_path(name), [_HEADERS, *flags, "-DOWN_START", *counts]) for name in sources),
+        *((path, [_HEADERS, *_board_flags(target), *board_flags]) for path in files),
+    ]
 
 
 def build_image(target: Target, library: Path, prefix: str, folder: Path) -> Image:
@@ -99,27 +122,18 @@ def build_image(target: Target, library: Path, prefix: str, folder: Path) -> Ima
     if not library.is_file():
         raise InputError(f"there is no library {library}: give the libmodel.a of an artifact")
     built = _Builder(target, folder)
-    own, macros = stopwatch(target)
-    files, board_flags = board_files(target)
     sequence = library.parent / "src" / "model.c"
     calls = serial_program.calls_in(sequence.read_text(encoding="utf-8")) if sequence.is_file() else 0
-    places = [f"-I{library.parent}", f"-I{source_path('board.h').parent}"]
     identity = serial_program.build_id(library.read_bytes())
     header = (library.parent / "model.h").read_text(encoding="utf-8")
     named = [f"-D{defined}" for defined in serial_program.definitions(prefix, header, target.memory, identity, calls)]
-    named += ["-DOWN_START", *(["-DCOUNTS_INSTRUCTIONS"] if counts_instructions(target) else [])]
-    for name in own:
-        built.compile(source_path(name), [*places, *macros])
-    for name in serial_program.SOURCES:
-        built.compile(source_path(name), [*places, *named])
-    for path in files:
-        built.compile(path, [*places, *_board_flags(target), *board_flags])
+    for path, flags in program_files(target, serial_program.SOURCES, [f"-I{library.parent}", *named]):
+        built.compile(path, flags)
     if calls:
         layers = folder / "layers.c"
         layers.write_text(serial_program.layers_source(prefix, str(sequence)), encoding="utf-8")
-        built.compile(layers, places)
-    weights = harness.external_weights(prefix, header, target.memory)
-    return Image(*built.link(library, weights), uses_external=weights is not None)
+        built.compile(layers, [f"-I{library.parent}", _HEADERS])
+    return built.link(library, harness.external_weights(prefix, header, target.memory))
 
 
 def _board_flags(target: Target) -> list[str]:
@@ -140,7 +154,7 @@ class _Builder:
         shell.run(command, timeout_s=_COMPILE_S, cwd=self._folder)
         self._objects.append(result)
 
-    def link(self, library: Path, weights: str | None) -> tuple[Path, Path]:
+    def link(self, library: Path, weights: str | None) -> Image:
         """Link, and take the bytes of the internal flash out of the image. weights: their section, if outside of it."""
         toolchain, memory = self._target.toolchain, self._target.memory
         script = memories_script(memory, weights)
@@ -151,6 +165,12 @@ class _Builder:
             shell.run(link, timeout_s=_COMPILE_S, cwd=self._folder)
         except ToolError as error:
             raise DeviceError(f"the library does not link to an image for {self._target.name}: {error}") from error
-        bare = [tool(toolchain.cc, "objcopy"), "-O", "binary", "-R", EXTERNAL, "image.elf", "image.bin"]
-        shell.run(bare, timeout_s=_COMPILE_S, cwd=self._folder)
-        return self._folder / "image.elf", self._folder / "image.bin"
+        image = Image(self._folder / "image.elf", self._folder / "image.bin", weights is not None)
+        strip_to_flash(toolchain, image)
+        return image
+
+
+def strip_to_flash(toolchain: Toolchain, image: Image) -> None:
+    """Make an image's bare bytes of the internal flash from its ELF."""
+    command = [tool(toolchain.cc, "objcopy"), "-O", "binary", "-R", EXTERNAL, str(image.elf), str(image.binary)]
+    shell.run(command, timeout_s=_COMPILE_S)

@@ -45,6 +45,22 @@ class BoardReset(DeviceError):
     look at its power supply and its watchdog."""
 
 
+class BoardUnstable(DeviceError):
+    """The board is reset again and again. Fix: look at its power supply and its watchdog."""
+
+
+class BoardFault(DeviceError):
+    """The processor faulted. Fix: greet the board, which begins again; report this if generated code did it."""
+
+
+class BoardSilent(DeviceError):
+    """No answer came in time. Fix: look at the board and its line, reset it; `operation` is what it was asked for."""
+
+    def __init__(self, said: str, operation: Operation) -> None:
+        super().__init__(said)
+        self.operation = operation
+
+
 class Link:
     """One board. patience_s: how long it may be silent. retries: requests sent again so far."""
 
@@ -57,7 +73,7 @@ class Link:
         self.retries = 0
 
     def greet(self) -> Hello:
-        """Begin a session. Raises DeviceError: the board does not answer, or its program is of another version."""
+        """Begin a session. Raises BoardSilent: no answer; DeviceError: the board's program is of another version."""
         self._fault = ""
         self._session = self._session % 0xFFFF + 1 if self._session else 1 + secrets.randbelow(0xFFFF)
         return hello_of(self.request(Operation.HELLO))
@@ -69,7 +85,7 @@ class Link:
 
         quiet_s: how long the board is known to compute, and nothing is sent again.
 
-        Raises BoardReset: the session is not known; DeviceError: no answer, a fault, or the line failed.
+        Raises BoardReset: the session is not known; BoardSilent: no answer; BoardFault; DeviceError: the line failed.
         """
         self._number = (self._number + 1) % 256
         frame = encode(Frame(self._session, self._number, operation, data))
@@ -78,7 +94,7 @@ class Link:
         while True:
             left = started + limit - time.monotonic()
             if left <= 0:
-                raise DeviceError(self._silence(operation, limit))
+                raise BoardSilent(self._silence(operation, limit), operation)
             self._line.send(frame)
             answer = self._answer(operation, time.monotonic() + min(wait, left))
             if answer is not None:
@@ -101,7 +117,7 @@ class Link:
                 if frame.operation == NO_SESSION:
                     raise BoardReset("the board was reset while it worked: look at its power supply and its watchdog")
                 if frame.operation == FAULT and operation != Operation.HELLO:
-                    raise DeviceError(self._fault)
+                    raise BoardFault(self._fault)
         return None
 
     def _silence(self, operation: Operation, limit_s: float) -> str:

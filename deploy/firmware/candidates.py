@@ -1,7 +1,8 @@
 """Many candidates for kernels' schedules in one image: its sources, what it is fed, and what it answers. Pure.
 
-The harness is `deploy/firmware/c/candidates.c`. Candidates of the same kernel share its constants; all of them share
-one area of RAM, in which each has its inputs, outputs and workspaces, because only one runs at a time.
+The program is `candidates.c` in an emulator and `serial_candidates.c` on a board. Candidates of the same kernel share
+its constants and what its inputs are filled with, which are in flash; all of them share one area of RAM, in which each
+has its inputs, outputs and workspaces, because only one runs at a time.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ from typing import Literal
 
 from deploy.firmware.harness import KNOWN_INSTRUCTIONS
 
+SOURCE, SHARED = "candidates.c", "candidate_calls.c"  # the program in an emulator, and what it shares with a board's
+SERIAL_SOURCE = "serial_candidates.c"
+NAME = "candidates"  # as which that calls itself
+CONSTANTS = ".rodata.constants"
 ALIGNMENT = 16
+PAST, FAULTED = "wrote past the end of a buffer", "crashed: the processor faulted"
 GUARD_BYTES = 16  # as in candidates.h
 _USES = {"input": "BUFFER_READ", "output": "BUFFER_WRITTEN", "workspace": "BUFFER_WORKSPACE"}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A pointer that a kernel is called with: its bytes, and what for; a constant's `at` is its place in the blob."""
+    """A pointer that a kernel is called with: its bytes, and what for.
+
+    at: where in the blob a constant lies, or what an input is filled with.
+    """
 
     use: Literal["constant", "input", "output", "workspace"]
     nbytes: int
@@ -56,24 +65,26 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _placed(arguments: Sequence[Argument]) -> tuple[list[int], int]:
+def places(arguments: Sequence[Argument]) -> tuple[list[int], int]:
     """Where in the area each argument lies that is no constant, and the bytes of all with their guards."""
-    places, end = [], 0
+    found, end = [], 0
     for argument in arguments:
-        places.append(end)
+        found.append(end)
         end += 0 if argument.use == "constant" else aligned(argument.nbytes) + aligned(GUARD_BYTES)
-    return places, end
+    return found, max(end, ALIGNMENT)
 
 
-def _call(number: int, called: Called, places: Sequence[int]) -> list[str]:
-    pointers = ", ".join("void *" for _ in called.arguments) or "void"
+def _call(number: int, called: Called) -> list[str]:
+    placed = list(zip(called.arguments, places(called.arguments)[0], strict=True))
+    pointers = ", ".join("void *" for _ in placed) or "void"
     values = [
         f"(void *)(constants + {argument.at}u)" if argument.use == "constant" else f"area + {place}u"
-        for argument, place in zip(called.arguments, places, strict=True)
+        for argument, place in placed
     ]
     buffers = [
-        f"{{{place}u, {argument.nbytes}u, {_USES[argument.use]}}}"
-        for argument, place in zip(called.arguments, places, strict=True)
+        f"{{{place}u, {argument.nbytes}u, {_USES[argument.use]}, "
+        + (f"constants + {argument.at}u}}" if argument.use == "input" else "0}")
+        for argument, place in placed
         if argument.use != "constant"
     ]
     return [
@@ -83,15 +94,14 @@ def _call(number: int, called: Called, places: Sequence[int]) -> list[str]:
     ]
 
 
-def table(candidates: Sequence[Called]) -> str:
-    """The C file that tells the harness of the candidates of an image."""
-    lines, rows, area = ['#include "candidates.h"', "", "extern const unsigned char constants[];", ""], [], ALIGNMENT
+def table(candidates: Sequence[Called], identity: int = 0) -> str:
+    """The C file that tells the program of the candidates of an image, and that image from others."""
+    lines, rows = ['#include "candidates.h"', "", "extern const unsigned char constants[];", ""], []
     for number, called in enumerate(candidates):
-        places, end = _placed(called.arguments)
-        area = max(area, end)
-        lines += _call(number, called, places)
+        lines += _call(number, called)
         used = sum(argument.use != "constant" for argument in called.arguments)
         rows.append(f"  {{call_{number}, buffers_{number}, {used}u}},")
+    area = max((places(called.arguments)[1] for called in candidates), default=ALIGNMENT)
     return "\n".join(
         [
             *lines,
@@ -100,6 +110,7 @@ def table(candidates: Sequence[Called]) -> str:
             *rows,
             "};",
             f"const uint32_t candidate_count = {len(candidates)}u, area_bytes = {area}u;",
+            f"const uint64_t candidates_id = 0x{identity:016x}u;",
             f"unsigned char area[{area}] __attribute__((aligned({ALIGNMENT})));",
             "",
         ]
@@ -107,14 +118,14 @@ def table(candidates: Sequence[Called]) -> str:
 
 
 def constants(file: str) -> str:
-    """The assembly file that puts the blob of all constants into flash."""
-    lines = ('.section .rodata.constants,"a"', f".balign {ALIGNMENT}", ".globl constants")
+    """The assembly file that puts the blob of all constants into flash, as the section CONSTANTS."""
+    lines = (f'.section {CONSTANTS},"a"', f".balign {ALIGNMENT}", ".globl constants")
     return "\n".join([*lines, "constants:", f'.incbin "{file}"', ""])
 
 
-def feed(numbers: Sequence[int], inputs: Sequence[bytes]) -> bytes:
-    """What the harness reads: the numbers of the candidates to call, each with what its inputs hold."""
-    return b"".join(n.to_bytes(4, "little") + data for n, data in zip(numbers, inputs, strict=True))
+def feed(numbers: Sequence[int]) -> bytes:
+    """What the program in an emulator reads: the numbers of the candidates to call."""
+    return b"".join(number.to_bytes(4, "little") for number in numbers)
 
 
 def decode(text: str) -> Answer:
@@ -142,7 +153,12 @@ def _outcome(word: str, number: int) -> Outcome:
     if word == "took":
         return Outcome(number)
     if word == "past":
-        return Outcome(None, "wrote past the end of a buffer")
+        return Outcome(None, PAST)
     if word == "status":
-        return Outcome(None, f"the kernel returned {number - (number >> 31 << 32)}")
-    return Outcome(None, "crashed: the processor faulted")
+        return Outcome(None, status_words(number))
+    return Outcome(None, FAULTED)
+
+
+def status_words(status: int) -> str:
+    """What is said of a kernel that returned this; its 32 bits are taken as a number with a sign."""
+    return f"the kernel returned {status - (status >> 31 << 32)}"

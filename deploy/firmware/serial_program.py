@@ -8,9 +8,10 @@ import re
 from deploy.firmware import harness
 from deploy.target_memory import Memory
 
-SOURCES = ("serial_harness.c", "frames.c", "board.c")  # of every processor
+SHARED = ("serial_session.c", "frames.c", "board.c")  # of all programs and processors
+SOURCES = ("serial_harness.c", *SHARED)
 HEADERS = (
-    *("serial_harness.h", "frames.h", "board.h", "buffers.h", "hook.h", "memory.h", "stopwatch.h"),
+    *("serial_harness.h", "serial_session.h", "frames.h", "board.h", "buffers.h", "hook.h", "memory.h", "stopwatch.h"),
     "stopwatch_known.h",
 )
 _HOOK = re.compile(r"^\s*TVM_DEPLOY_AFTER\(\d+u?\);", re.MULTILINE)

@@ -7,6 +7,8 @@ __attribute__((weak)) void board_putc(uint8_t byte) { (void)byte; }
 
 __attribute__((weak)) int32_t board_getc(void) { return -1; }
 
+__attribute__((weak)) void board_mark(int on) { (void)on; }
+
 __attribute__((weak)) void board_reset(void) {
 #if defined(__riscv) && defined(OWN_START)
   __asm__ volatile("j reset");

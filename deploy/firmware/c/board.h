@@ -17,6 +17,9 @@ void board_putc(uint8_t byte);
 /* The next byte that came, or -1 at once where none did. */
 int32_t board_getc(void);
 
+/* Called with 1 right before an inference and with 0 right after it: set a pin that a power meter watches, if there is one. */
+void board_mark(int on);
+
 /* Start again from reset. */
 __attribute__((noreturn)) void board_reset(void);
 

@@ -2,7 +2,7 @@
 
 #include "board.h"
 
-static uint32_t crc_of(const uint8_t *data, uint32_t length) {
+uint32_t frame_crc(const uint8_t *data, uint32_t length) {
   uint32_t crc = 0xFFFFFFFFu;
   for (uint32_t i = 0; i < length; ++i) {
     crc ^= data[i];
@@ -42,7 +42,7 @@ uint32_t frame_receive(uint8_t *content) {
     length = decoded(encoded, length);
     if (length <= FRAME_CRC) continue;
     length -= FRAME_CRC;
-    const uint32_t crc = crc_of(encoded, length);
+    const uint32_t crc = frame_crc(encoded, length);
     uint32_t differing = 0;
     for (uint32_t i = 0; i < FRAME_CRC; ++i) differing |= encoded[length + i] ^ ((crc >> (8u * i)) & 0xFFu);
     if (differing) continue;
@@ -52,7 +52,7 @@ uint32_t frame_receive(uint8_t *content) {
 }
 
 void frame_send(uint8_t *content, uint32_t length) {
-  const uint32_t crc = crc_of(content, length);
+  const uint32_t crc = frame_crc(content, length);
   for (uint32_t i = 0; i < FRAME_CRC; ++i) content[length + i] = (uint8_t)(crc >> (8u * i));
   length += FRAME_CRC;
   board_putc(0); /* ends what may be on the line */

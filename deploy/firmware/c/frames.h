@@ -16,4 +16,7 @@ uint32_t frame_receive(uint8_t *content);
 /* Send `length` bytes of `content`, at most FRAME_BYTES - FRAME_CRC; the CRC is put behind them. */
 void frame_send(uint8_t *content, uint32_t length);
 
+/* CRC-32 of any data. */
+uint32_t frame_crc(const uint8_t *data, uint32_t length);
+
 #endif

@@ -1,30 +1,19 @@
-/* Runs a model for a host at the other end of a serial line.
+/* Runs a model for a host at the other end of a serial line, which asks as serial_session.h says.
  *
  * Compiled for one model, see buffers.h; MODEL_NAME and BUILD_ID are what it calls itself. With MODEL_LAYERS_RUN, a second
  * copy of the call sequence that calls harness_after, it can measure each of the MODEL_CALLS calls of a kernel.
- * COUNTS_INSTRUCTIONS: the stopwatch counts them, not cycles. OWN_START: it begins at reset, and the stack reaches down
- * to stack_limit.
- *
- * A request is: session (2 bytes), number, operation, and what the operation takes. The answer begins with the same
- * session and number, and the operation with the highest bit set. A request with the session and number of the last one
- * is not carried out again: its answer was lost, and is sent again. HELLO begins a session; a board that was reset knows
- * none and says so. Numbers have their lowest byte first.
+ * OWN_START: the stack reaches down to stack_limit.
  */
 #include "serial_harness.h"
 
 #include "board.h"
 #include "buffers.h"
-#include "frames.h"
 #include "hook.h"
+#include "serial_session.h"
 
 #if !defined(MODEL_CALLS)
 #define MODEL_CALLS 0
 #endif
-
-enum { VERSION = 1, HEADER = 4, CHUNK = 240 };
-enum operation { HELLO = 1, WRITE, RUN, READ, STACK, LAYERS, LAYER, SPIN };
-enum { ANSWER = 0x80, NO_SESSION = 0xFE, FAULT = 0xFF };
-enum outcome { GOOD, STATUS, PAST_OUTPUT, PAST_ARENA, SMALL_STACK, REFUSED };
 
 struct part {
   void *data;
@@ -35,45 +24,7 @@ struct part {
 static const struct part inputs[] = {INPUTS(IN_PART)}, outputs[] = {OUTPUTS(OUT_PART)};
 #define COUNT(parts) ((uint32_t)(sizeof parts / sizeof *parts))
 
-static uint8_t request[FRAME_BYTES], answer[FRAME_BYTES];
-static uint32_t answer_length, session;
 static uint64_t overhead;
-
-static uint32_t number_at(const uint8_t *data) {
-  return data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24;
-}
-
-static void put(uint64_t number, uint32_t bytes) {
-  for (uint32_t i = 0; i < bytes; ++i) answer[answer_length++] = (uint8_t)(number >> (8u * i));
-}
-
-static void put_text(const char *text) {
-  while (*text != '\0' && answer_length < FRAME_BYTES - FRAME_CRC) answer[answer_length++] = (uint8_t)*text++;
-}
-
-static void begin_answer(uint8_t operation) {
-  memcpy(answer, request, HEADER);
-  answer[HEADER - 1] = operation;
-  answer_length = HEADER;
-}
-
-static void put_outcome(enum outcome outcome, uint32_t detail, uint64_t count) {
-  put(outcome, 1);
-  put(detail, 4);
-  put(count, 8);
-}
-
-void report_fault(const char *name, const uint32_t *words, uint32_t count) {
-  for (;;) {
-    begin_answer(FAULT);
-    put(count, 1);
-    for (uint32_t i = 0; i < count; ++i) put(words[i], 4);
-    put_text(name);
-    frame_send(answer, answer_length);
-    (void)frame_receive(request);
-    if (request[HEADER - 1] == HELLO) board_reset();
-  }
-}
 
 static uint32_t bytes_of(const struct part *parts, uint32_t count) {
   uint32_t bytes = 0;
@@ -115,9 +66,11 @@ static void put_result(int32_t status, uint64_t count) {
 static void run(void) {
   struct mark from, to;
   stopwatch_start();
+  board_mark(1);
   stopwatch_mark(&from);
   const int32_t status = infer();
   stopwatch_mark(&to);
+  board_mark(0);
   stopwatch_stop();
   put_result(status, stopwatch_between(&from, &to) - overhead);
 }
@@ -170,90 +123,37 @@ static void put_layer(uint32_t number) {
 }
 #endif
 
-/* Take so many counts of the stopwatch, for a host with a clock. */
-static void spin(uint32_t count) {
-  struct mark from, now;
-  stopwatch_start();
-  stopwatch_mark(&from);
-  do stopwatch_mark(&now);
-  while (stopwatch_between(&from, &now) < count);
-  stopwatch_stop();
-  put_outcome(GOOD, 0, stopwatch_between(&from, &now));
-}
-
-static void greet(void) {
-  session = request[0] | (uint32_t)request[1] << 8;
+void greet(struct greeting *greeting) {
 #define CLEAR(type, name, count) memset(in_##name, 0, sizeof in_##name);
   INPUTS(CLEAR)
   guard();
   stopwatch_start();
   overhead = timed(nothing);
-  const uint64_t known = timed(stopwatch_known) - overhead;
+  greeting->known = timed(stopwatch_known) - overhead;
   stopwatch_stop();
-  put(VERSION, 1);
-#if defined(COUNTS_INSTRUCTIONS)
-  put(1, 1);
-#else
-  put(0, 1);
-#endif
-  put(BUILD_ID, 8);
-  put(bytes_of(inputs, COUNT(inputs)), 4);
-  put(bytes_of(outputs, COUNT(outputs)), 4);
-  put(ARENA_BYTES, 4);
-  put(MODEL_CALLS, 4);
-  put(known, 8);
-  put_text(MODEL_NAME);
+  greeting->build_id = BUILD_ID;
+  greeting->input_bytes = bytes_of(inputs, COUNT(inputs));
+  greeting->output_bytes = bytes_of(outputs, COUNT(outputs));
+  greeting->arena_bytes = ARENA_BYTES;
+  greeting->calls = MODEL_CALLS;
+  greeting->name = MODEL_NAME;
 }
 
-/* Carry out the request, whose `data` are `bytes` long; the answer has its header already. */
-static void carry_out(uint8_t *data, uint32_t bytes) {
+int carry_out(enum operation operation, uint8_t *data, uint32_t bytes) {
   const uint32_t first = bytes >= 4u ? number_at(data) : 0u;
-  switch (request[HEADER - 1]) {
-    case HELLO: greet(); break;
+  switch (operation) {
     case WRITE:
       put(bytes >= 4u && copy(inputs, COUNT(inputs), first, data + 4, bytes - 4u, 1) ? GOOD : REFUSED, 1);
-      break;
-    case RUN: run(); break;
+      return 1;
     case READ:
+      if (bytes < 5u || data[4] > CHUNK || first > bytes_of(outputs, COUNT(outputs))) return 0;
+      if (data[4] > bytes_of(outputs, COUNT(outputs)) - first) return 0;
       put(GOOD, 1);
-      if (bytes < 5u || data[4] > CHUNK || !copy(outputs, COUNT(outputs), first, answer + answer_length, data[4], 0))
-        answer[HEADER] = REFUSED;
-      else
-        answer_length += data[4];
-      break;
-    case STACK: measure_stack(); break;
-    case LAYERS: measure_layers(); break;
-    case LAYER: put_layer(first); break;
-    case SPIN: spin(first); break;
-    default: put(REFUSED, 1); break;
+      return copy(outputs, COUNT(outputs), first, put_room(data[4]), data[4], 0);
+    case RUN: run(); return 1;
+    case STACK: measure_stack(); return 1;
+    case LAYERS: measure_layers(); return 1;
+    case LAYER: put_layer(first); return 1;
+    default: return 0;
   }
 }
-
-void harness_serve(void) {
-  memset(answer, 0, HEADER);
-  for (;;) {
-    const uint32_t length = frame_receive(request);
-    if (length < HEADER) continue;
-    const uint32_t asked = request[0] | (uint32_t)request[1] << 8;
-    const uint8_t operation = request[HEADER - 1];
-    const int again = session != 0u && memcmp(request, answer, HEADER - 1) == 0 && answer[HEADER - 1] == (operation | ANSWER);
-    if (!again) {
-      begin_answer(operation | ANSWER);
-      if (operation == HELLO || asked == session)
-        carry_out(request + HEADER, length - HEADER);
-      else
-        answer[HEADER - 1] = NO_SESSION;
-    }
-    frame_send(answer, answer_length);
-  }
-}
-
-#if defined(OWN_START)
-void start(void) {
-  const uint32_t *image = data_image;
-  for (uint32_t *word = data_start; word < data_end;) *word++ = *image++;
-  for (uint32_t *word = bss_start; word < bss_end;) *word++ = 0u;
-  board_init();
-  harness_serve();
-}
-#endif
