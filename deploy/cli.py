@@ -134,8 +134,8 @@ def _run(args: argparse.Namespace) -> int:
     _note_stale(args, target)
     with _progress(args) as progress:
         tuning = None
-        if trials := target.tuning.trials:
-            tuning = pipeline.tune(source, target, trials, progress, args.logs, args.builders)
+        if target.tuning.trials:
+            tuning = pipeline.tune(source, target, args.trials, progress, args.logs, args.builders)
         artifact = pipeline.build(source, target, out=out, progress=progress, logs=args.logs)
         report = pipeline.evaluate(
             artifact, source, target, samples, progress, tuning,
@@ -151,7 +151,7 @@ def _tune(args: argparse.Namespace) -> int:
     source = pipeline.load_model(args.model, dict(args.shape))
     _note_stale(args, target)
     with _progress(args) as progress:
-        facts = pipeline.tune(source, target, target.tuning.trials, progress, args.logs, args.builders)
+        facts = pipeline.tune(source, target, args.trials, progress, args.logs, args.builders)
     _out(f"{facts.tuned} of {facts.tasks} kernels have a tuned schedule; {facts.trials} candidates measured now")
     return 0
 
@@ -174,6 +174,7 @@ def _build(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from deploy import evidence, pipeline
     from deploy.artifact import Artifact
+    from deploy.power import picture
 
     artifact = Artifact.open(args.artifact)
     target = _as_built(_target(args), artifact)
@@ -187,7 +188,9 @@ def _measure(args: argparse.Namespace) -> int:
     samples = pipeline.samples_for(source or artifact, args.inputs, args.seed)
     with _progress(args) as progress:
         report = pipeline.evaluate(artifact, source, target, samples, progress, trace=args.trace)
-    return _show(args, report)
+    code = _show(args, report)
+    picture.draw(report.power, args.power)
+    return code
 
 
 def _check(args: argparse.Namespace) -> int:

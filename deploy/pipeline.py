@@ -96,9 +96,17 @@ def open_log(target: Target, root: Path = LOGS) -> TuningLog:
 
 
 def tune(
-    source: SourceModel, target: Target, trials: int, progress: Progress, root: Path = LOGS, builders: str | None = None
+    source: SourceModel,
+    target: Target,
+    trials: int | None,
+    progress: Progress,
+    root: Path = LOGS,
+    builders: str | None = None,
 ) -> TuningFacts:
-    """Have `trials` measured schedules of the model's kernels on record. Raises ToolError where there are none."""
+    """Have `trials` measured schedules of the model's kernels on record. Raises ToolError where there are none.
+
+    Without a number it is the target's, and kernels that come tuned, as in the shipped logs, are left as they are.
+    """
     from deploy.compile import lower_for, schedule_all
     from deploy.tuning.search import tune as search
     from deploy.tuning.task import tasks
@@ -113,10 +121,14 @@ def tune(
     check_runnable(target)
     check_code(target)
     lowered, log = lower_for(source, target), open_log(target, root)
-    outcome = search(tasks(lowered), target, log, trials, progress, builders=builders)
-    progress.update(ProgressEvent("tune", finished=True, message=outcome.words))
+    every = tasks(lowered)
+    left = [task for task in every if trials is not None or not log.is_tuned(task.mod)]
+    count = target.tuning.trials if trials is None else trials
+    outcome = search(left, target, log, count, progress, builders=builders)
+    words = outcome.words if left else "all kernels come tuned; --trials N tunes them again"
+    progress.update(ProgressEvent("tune", finished=True, message=words))
     tuned = len(schedule_all(lowered, target, log).tuned)
-    return TuningFacts(outcome.tasks, tuned, outcome.trials, tuned)
+    return TuningFacts(len(every), tuned, outcome.trials, tuned)
 
 
 def build(

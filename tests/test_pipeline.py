@@ -18,9 +18,11 @@ from deploy.device import RunPlan
 from deploy.errors import InputError
 from deploy.progress import Silent
 from deploy.report import Overall, judged
+from deploy.stopping import Stopping
 from deploy.target import missing_features
 from deploy.target_parts import DeviceSpec
 from deploy.targets import load_target
+from deploy.tuning import log_edit
 
 pytestmark = pytest.mark.tvm
 
@@ -248,8 +250,8 @@ def test_code_for_another_cpu_is_not_run_here(host, conv_onnx, deployed, samples
 
 
 def test_devices_that_cannot_be_driven_yet_are_named(host):
-    remote = replace(host, device=DeviceSpec("rpc", (("host", "pi"),)))
-    with pytest.raises(InputError, match=r"host runs on a device of kind rpc, which this version cannot drive"):
+    remote = replace(host, device=DeviceSpec("replay", (("recording", "pi"),)))
+    with pytest.raises(InputError, match=r"host runs on a device of kind replay, which this version cannot drive"):
         pipeline.open_device(remote)
 
 
@@ -279,3 +281,13 @@ def test_the_log_is_where_it_is_said(host, source, tmp_path):
     assert 1 <= facts.tuned <= facts.tasks
     assert any(Path(tmp_path / "logs" / "host").rglob("log.jsonl"))
     assert pipeline.tune(source, host, 6, Silent(), tmp_path / "logs").trials == 0
+
+
+def test_kernels_that_come_tuned_are_tuned_again_only_if_asked(host, source, tmp_path):
+    few = replace(host, tuning=Stopping(6))
+    pipeline.tune(source, few, 4, Silent(), tmp_path / "logs")
+    log_edit.export(tmp_path / "logs", "host", tmp_path / "shipped")
+    facts = pipeline.tune(source, few, None, Silent(), tmp_path / "shipped")
+    assert (facts.trials, facts.tuned) == (0, facts.tasks)
+    assert pipeline.tune(source, few, None, Silent(), tmp_path / "logs").trials > 0  # an unfinished run goes on
+    assert pipeline.tune(source, few, 20, Silent(), tmp_path / "shipped").trials > 0

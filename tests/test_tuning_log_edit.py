@@ -140,6 +140,18 @@ def test_exporting_leaves_the_best_of_both(tmp_path):
     assert log_edit.export(root, "board", out, top=2)[0].records == 4
 
 
+def test_what_is_exported_says_of_how_many_it_is_the_best(tmp_path):
+    root, out, more = tmp_path / "logs", tmp_path / "out", tmp_path / "more"
+    assert {k.of for k in store.read(fill(folder(root))).kernels.values()} == {0}
+    log_edit.export(root, "board", out)
+    assert {k.of for k in store.read(folder(out)).kernels.values()} == {3}
+    fill(folder(more), kernel(1), record(1, 32, 400))
+    log_edit.export(more, "board", out)
+    assert [k.of for k in store.read(folder(out)).kernels.values()] == [3, 3]  # as many at least
+    log_edit.merge(root, [out])
+    assert {k.of for k in store.read(folder(root)).kernels.values()} == {3}
+
+
 def test_nothing_to_export_is_said(tmp_path):
     fill(folder(tmp_path, "failed"), kernel(1), record(1, 8))
     fill(folder(tmp_path, "old", tvm="0.1"))

@@ -37,7 +37,7 @@ def test_where_a_log_lies():
     place = store.folder_for(Path("logs"), target)
     assert place == Path("logs/cortex-m4-mps2") / f"{target.fingerprint()}-tvm{TVM}"
     assert store.identity(place) == Header("cortex-m4-mps2", target.fingerprint(), TVM)
-    assert store.cost_model_path(place) == place / "cost_model.tar"
+    assert store.cost_model_path(place) == place / "cost_model.npz"
     assert store.identity(Path("logs/cortex-m4-mps2/notes")) is None
 
 

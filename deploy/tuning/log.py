@@ -109,14 +109,14 @@ class Kernels:
 
     def __init__(self) -> None:
         self.database = ms.database.MemoryDatabase()
-        self.described: set[str] = set()
+        self.described: dict[str, int] = {}  # kernels, and of how many measured candidates the best were kept
         self._entries: dict[str, dict[str, _Entry]] = {}  # by kernel and trace: the fastest record of each
         self._proposals: dict[str, dict[str, None]] = {}  # traces by kernel
 
     def add(self, line: Line) -> _Entry | None:
         """Remember a line; the entry of a record, unless the candidate has a faster one already."""
         if isinstance(line, Kernel):
-            self.described.add(line.id)
+            self.described[line.id] = max(line.of, self.described.get(line.id, 0))
         elif isinstance(line, Proposal):
             self._proposals.setdefault(line.kernel, {})[line.trace] = None
         elif isinstance(line, Record):
@@ -233,6 +233,11 @@ class TuningLog:
             record = entry.decoded(mod, kernels.database)
             if record is not None:
                 yield record
+
+    def is_tuned(self, mod: IRModule) -> bool:
+        """Whether a kernel's best candidates come out of an earlier tuning run, whose others were not kept."""
+        kernel, kernels = self._ids.of(mod), self.kernels
+        return bool(kernels.described.get(kernel)) and any(entry.line.ns for entry in kernels.of(kernel))
 
     def proposals(self, mod: IRModule) -> list[Schedule]:
         """Schedules that were good for a kernel on another target and have no record here yet, the best first."""

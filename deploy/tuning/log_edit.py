@@ -42,12 +42,14 @@ def compacted(contents: Iterable[Contents], top: int | None = None, proposals: b
     """
     read = list(contents)
     kernels: dict[str, Kernel] = {}
-    for kernel in sorted((k for one in read for k in one.kernels.values()), key=lambda k: (k.name, k.arguments)):
-        kernels.setdefault(kernel.id, kernel)
+    for kernel in (k for one in read for k in one.kernels.values()):
+        kernels[kernel.id] = kernel.joined(kernels.get(kernel.id, kernel))
     groups: dict[str, list[Record]] = {}
     for record in _once(record for one in read for record in one.records):
         groups.setdefault(record.kernel, []).append(record)
     if top is not None:
+        counts = {kernel: len({_trace(record) for record in records}) for kernel, records in groups.items()}
+        kernels = {name: replace(k, of=max(k.of, counts.get(name, 0))) for name, k in kernels.items()}
         groups = {kernel: _fastest(records, top) for kernel, records in groups.items()}
     proposed: dict[str, set[Proposal]] = {}
     for proposal in (p for one in read for p in one.proposals if proposals):

@@ -5,6 +5,7 @@ Every line is a JSON object that begins with the CRC-32 of all that follows its 
 ```
 {"crc":"5f1c2d3e","format":1,"target":"host","fingerprint":"a8a6a56c4644","tvm":"0.27.0.post1"}
 {"crc":"…","kernel":"0c8e…","name":"fused_conv2d_add","arguments":"float32[1,8,8,64] float32[64]"}    for people
+{"crc":"…","kernel":"0c8e…","name":"…","arguments":"…","best_of":32}           of 32 measured the best were kept
 {"crc":"…","kernel":"0c8e…","trial":3,"ns":[15154.2,13419.4],"trace":"…"}        each run, in nanoseconds
 {"crc":"…","kernel":"0c8e…","trial":4,"failed":"crashed: killed by SIGABRT","trace":"…"}
 {"crc":"…","kernel":"0c8e…","from":"cortex-m7","trace":"…"}                      proposed, not measured
@@ -23,7 +24,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -68,11 +69,20 @@ class Header:
 
 @dataclass(frozen=True)
 class Kernel:
-    """By which id its records know a kernel, and what people call it: fused_add, "float32[1,640] float32[640]"."""
+    """By which id its records know a kernel, and what people call it: fused_add, "float32[1,640] float32[640]".
+
+    of: how many candidates were measured, where only the best of them were kept.
+    """
 
     id: str
     name: str
     arguments: str
+    of: int = 0
+
+    def joined(self, other: Kernel) -> Kernel:
+        """What two logs say of the same kernel, in the words that come first in the alphabet."""
+        first = min(self, other, key=lambda kernel: (kernel.name, kernel.arguments))
+        return replace(first, of=max(self.of, other.of))
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,8 @@ def _fields(line: Line) -> dict[str, Any]:
     if isinstance(line, Header):
         return {"format": FORMAT, "target": line.target, "fingerprint": line.fingerprint, "tvm": line.tvm}
     if isinstance(line, Kernel):
-        return {"kernel": line.id, "name": line.name, "arguments": line.arguments}
+        best = {"best_of": line.of} if line.of else {}
+        return {"kernel": line.id, "name": line.name, "arguments": line.arguments, **best}
     if isinstance(line, Proposal):
         return {"kernel": line.kernel, "from": line.source, "trace": line.trace}
     outcome = {"ns": list(line.ns)} if line.ns else {"failed": line.failed}
@@ -234,7 +245,8 @@ def _proposal(fields: dict[str, Any]) -> Line:
 
 
 def _kernel(fields: dict[str, Any]) -> Line:
-    return Kernel(_id(fields), _text(fields["name"]), _text(fields["arguments"]))
+    of = _number(fields["best_of"]) if "best_of" in fields else 0
+    return Kernel(_id(fields), _text(fields["name"]), _text(fields["arguments"]), of)
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Line]] = {

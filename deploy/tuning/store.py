@@ -100,7 +100,7 @@ def read(folder: Path) -> Contents:
             if isinstance(line, str):
                 damaged.append((number, line))
             elif isinstance(line, Kernel):
-                kernels[line.id] = min(line, kernels.get(line.id, line), key=lambda kernel: kernel.name)
+                kernels[line.id] = line.joined(kernels.get(line.id, line))
             elif isinstance(line, Record):
                 records[line] = None
             elif isinstance(line, Proposal):
