@@ -49,6 +49,17 @@ def _time(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _trace_file(text: str) -> Path:
+    from deploy.errors import InputError
+    from deploy.power import picture
+
+    try:
+        picture.check(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an .onnx, .tflite or .pt2 file")
     parser.add_argument("--shape", type=_shape, action="append", default=[], metavar="NAME=1,3,224,224",
@@ -57,6 +68,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="the source model, to verify the outputs against")
+    parser.add_argument("--power", type=_trace_file, metavar="OUT.svg",
+                        help="write what the power meter saw, inferences shaded: .svg, .png, or .csv")  # fmt: skip
     parser.add_argument("--shape", type=_shape, action="append", default=[], help=argparse.SUPPRESS)
 
 
@@ -64,7 +77,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="name of a target (see `tvm-deploy targets`) or its YAML file")
     parser.add_argument("--threads", type=_count, help="threads of the library, in place of the target's")
     parser.add_argument("--boards", type=Path, help="YAML of your own boards: addresses and meters")
-    parser.add_argument("--device", help="name of the board in --boards to use, or ssh://USER@HOST:PORT")
+    parser.add_argument("--device", help="name of the board in --boards, or ssh://USER@HOST:PORT or rpc://TRACKER:PORT/KEY")
 
 
 def _add_tuning(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +116,6 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_talk(main_parser, False)
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="command")
-
     make = {name: commands.add_parser(name, help=words) for name, words in HELP.items()}
     for name in ("run", "tune", "build"):
         _add_model(make[name])
@@ -130,8 +142,7 @@ def parser() -> argparse.ArgumentParser:
         _add_output(make[name])
     _add_targets(make["targets"])
     _add_logs(make["logs"])
-    _add_board(make["board"])
-    make["boards"].add_argument("--tracker", default="127.0.0.1", metavar="HOST:PORT", help="default: this machine's")
+    _add_board(make["board"], make["boards"])
     for one in make.values():
         _add_talk(one, argparse.SUPPRESS)  # before or after the command; there it must not undo what stood before
     return main_parser
@@ -197,7 +208,8 @@ def _add_logs(logs: argparse.ArgumentParser) -> None:
         one.add_argument("--logs", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _add_board(board: argparse.ArgumentParser) -> None:
+def _add_board(board: argparse.ArgumentParser, boards: argparse.ArgumentParser) -> None:
+    boards.add_argument("--tracker", default="127.0.0.1", metavar="HOST:PORT", help="default: this machine's")
     actions = board.add_subparsers(dest="action", metavar="action", required=True)
     serve = actions.add_parser("serve", help="run programs that are sent to this board, until Ctrl-C")
     serve.add_argument("--tracker", metavar="HOST:PORT", help="register there (port 9190 if none is given)")

@@ -7,7 +7,7 @@ nucleo-1:                      # the name to give to --device
   power: {kind: hwmon, rails: [ina3221/VDD_IN]}
 ```
 
-A board over SSH needs no file: its address is `ssh://USER@HOST:PORT`.
+A board over SSH needs no file: its address is `ssh://USER@HOST:PORT`; and `rpc://TRACKER:PORT/KEY` is one at a tracker.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from deploy.target import Target
 from deploy.yaml_source import Node, Plain
 
 _ADDRESS = re.compile(r"ssh://(?:([^@/:]+)@)?(?:([^@/:\[\]]+)|\[([\w:.%]+)\])(?::(\d{1,5}))?(/.*)?", re.ASCII)
+_TRACKED = re.compile(r"rpc://((?:[^@/:\[\]]+|\[[\w:.%]+\])(?::\d{1,5})?)/([^\s/:]+)", re.ASCII)
 _KEYS = ("target", "device", "power")
 
 
@@ -54,19 +55,25 @@ def load_boards(path: Path | str) -> dict[str, Board]:
 
 
 def board_at(address: str) -> Board:
-    """Return the board at `ssh://USER@HOST:PORT/DIRECTORY`, of which only the host is needed.
+    """Return the board at `ssh://USER@HOST:PORT/DIRECTORY`, of which only the host is needed, or `rpc://TRACKER:PORT/KEY`.
 
     The path is the folder on the board in which its own is made. Raises InputError: it is not such an address.
     """
+    place = Node(None, f"--device {address}", 1)
+    if tracked := _TRACKED.fullmatch(address):
+        found_at: dict[str, Plain] = {"kind": "rpc", "tracker": tracked[1], "key": tracked[2]}
+        return Board(address, None, _node(found_at, place), None)
     found = _ADDRESS.fullmatch(address)
     if found is None:
-        raise InputError(f'"{address[:80]}" is no address of a board: write ssh://HOST or ssh://USER@HOST:PORT')
+        raise InputError(
+            f'"{address[:80]}" is no address of a board: write ssh://HOST or ssh://USER@HOST:PORT, or '
+            "rpc://TRACKER/KEY for a board over RPC"
+        )
     user, plain, bracketed, port, directory = found.groups()
     entries: dict[str, Plain] = {"kind": "ssh", "host": plain or bracketed}
     entries |= {"user": user} if user else {}
     entries |= {"port": int(port)} if port else {}
     entries |= {"directory": directory} if directory and directory != "/" else {}
-    place = Node(None, f"--device {address}", 1)
     return Board(address, None, _node(entries, place), None)
 
 

@@ -22,6 +22,7 @@ from deploy.yaml_source import Node, Plain
 HOW = ("measured", "emulated", "estimated")
 STATISTICS = ("median", "p90", "p99")
 DEFAULT_STATISTIC = "median"
+PEAK = "peak"  # of power; its mean has no name of its own
 QUANTITIES: dict[str, Kind] = {
     "latency": "time",
     "instructions": "instructions",  # of one inference
@@ -31,9 +32,14 @@ QUANTITIES: dict[str, Kind] = {
     "weights": "bytes",
     "power": "power",
     "energy": "energy",  # of one inference
+    "battery_life": "lifetime",
     "accuracy_drop": "percent",
 }
+AT_LEAST = frozenset({"battery_life"})  # of all others less is better
 ALIASES = {"size": "flash"}
+_OWN = {"latency": STATISTICS, "power": (PEAK,)}  # statistics; None is allowed to all but latency
+_KEYS = {"power": ("max", "mean", PEAK), "energy": ("max", "per_inference"), "battery_life": ("min",)}
+_WORDS = ("max", "mean", "per_inference", "min")  # that mean the quantity itself
 
 
 class Verdict(Enum):
@@ -49,8 +55,9 @@ class Verdict(Enum):
 class Limit:
     """The largest allowed value of a quantity, in its base unit (seconds, bytes, joules, watts, fraction).
 
-    `statistic` is median, p90 or p99 for latency and None otherwise. `accept` names the least trustworthy way of
-    obtaining a reading that still counts, by default "measured".
+    Of battery_life it is the smallest. `statistic` is median, p90 or p99 for latency, peak for the peak of power and
+    None otherwise. `accept` names the least trustworthy way of obtaining a reading that still counts, by default
+    "measured".
     """
 
     quantity: str
@@ -67,6 +74,11 @@ class Limit:
     def name(self) -> str:
         """Return "latency p90" or "flash"."""
         return self.quantity if self.statistic is None else f"{self.quantity} {self.statistic}"
+
+    @property
+    def at_least(self) -> bool:
+        """Whether `maximum` is the smallest allowed value."""
+        return self.quantity in AT_LEAST
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class Budget:
     limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
-        order = [(quantity, statistic) for quantity in QUANTITIES for statistic in (None, *STATISTICS)]
+        order = [(quantity, statistic) for quantity in QUANTITIES for statistic in (None, *STATISTICS, PEAK)]
         limits = tuple(sorted(self.limits, key=lambda limit: order.index((limit.quantity, limit.statistic))))
         for one, other in pairwise(limits):
             if one.name == other.name:
@@ -148,7 +160,9 @@ def parse_budget(node: Node) -> Budget:
     ram: 128 KiB
     instructions: {max: 15 M, accept: emulated}
     size: 512 KiB                            # another word for flash
-    energy: {max: 6 mJ, accept: estimated}   # also emulated; by default only measured readings count
+    energy: {per_inference: 6 mJ, accept: estimated}   # also emulated; by default only measured readings count
+    power: {mean: 300 mW, peak: 1 W}         # a bare "300 mW" is the mean
+    battery_life: 1 year                     # at least; see deploy/battery.py
     accuracy_drop: 1 %
     ```
 
@@ -193,9 +207,14 @@ def _check_limit(limit: Limit, readings: tuple[Reading, ...]) -> Check:
     if shown == maximum:
         shown = units.render(reading.value, kind)
     low, high = reading.bounds
-    if high <= limit.maximum:
+    if limit.at_least:
+        if low >= limit.maximum:
+            return Check(limit, reading, Verdict.PASS, f"{shown} is at least {maximum}")
+        if high < limit.maximum:
+            return Check(limit, reading, Verdict.MISS, f"{shown} is less than {maximum}")
+    elif high <= limit.maximum:
         return Check(limit, reading, Verdict.PASS, f"{shown} is within {maximum}")
-    if low > limit.maximum:
+    elif low > limit.maximum:
         return Check(limit, reading, Verdict.MISS, f"{shown} is more than {maximum}")
     return Check(limit, reading, Verdict.TOO_NOISY, _noise_reason(reading, kind, maximum))
 
@@ -205,11 +224,13 @@ def _noise_reason(reading: Reading, kind: Kind, maximum: str) -> str:
     if high is None:
         return f"too few samples to tell whether it is at most {maximum}: they only show that it is at least {low}"
     span = f"at most {high}" if low is None else f"somewhere from {low} to {high}"
-    return f"it is {span}, and the limit of {maximum} lies in between; take more samples on a quieter device"
+    metered = reading.quantity in ("power", "energy", "battery_life")
+    remedy = "meter it for longer (`duration`), or better" if metered else "take more samples on a quieter device"
+    return f"it is {span}, and the limit of {maximum} lies in between; {remedy}"
 
 
 def _accepting(limit: Limit, how: str) -> str:
-    key = "max" if limit.statistic is None else limit.statistic
+    key = _key(limit)
     maximum = units.render(limit.maximum, QUANTITIES[limit.quantity])
     return f'"{limit.quantity}: {{{key}: {maximum}, accept: {how}}}" in the target\'s budgets'
 
@@ -219,14 +240,20 @@ def _parse_limits(quantity: str, entry: Node) -> list[Limit]:
     default = DEFAULT_STATISTIC if quantity == "latency" else None
     if not isinstance(entry.value, dict):
         return [_limit(entry, quantity, default, "measured")]
-    statistics = STATISTICS if quantity == "latency" else ("max",)
+    statistics = STATISTICS if quantity == "latency" else _KEYS.get(quantity, ("max",))
     fields = entry.mapping(f"the budget of {quantity}", [*statistics, "accept"])
     accept = fields["accept"].choice(f"accept of {quantity}", HOW) if "accept" in fields else "measured"
     limits = [
-        _limit(node, quantity, None if key == "max" else key, accept) for key, node in fields.items() if key != "accept"
+        _limit(node, quantity, None if key in _WORDS else key, accept)
+        for key, node in fields.items()
+        if key != "accept"
     ]
+    if len({limit.statistic for limit in limits}) < len(limits):
+        raise entry.error(
+            f"the budget of {quantity} has the same limit under two names, {' and '.join(fields)}; keep one"
+        )
     if not limits:
-        example = units.render({"time": 0.05, "bytes": 131072}.get(kind, 0.01), kind)
+        example = units.render({"time": 0.05, "bytes": 131072, "lifetime": 31557600}.get(kind, 0.01), kind)
         raise entry.error(f"the budget of {quantity} has no limit; write for example {{{statistics[0]}: {example}}}")
     return limits
 
@@ -234,10 +261,16 @@ def _parse_limits(quantity: str, entry: Node) -> list[Limit]:
 def _plain_limits(limits: list[Limit]) -> Plain:
     kind, accept = QUANTITIES[limits[0].quantity], limits[0].accept
     texts = {limit.statistic: units.render(limit.maximum, kind) for limit in limits}
-    if accept == "measured" and None in texts:
+    if accept == "measured" and list(texts) == [None]:
         return texts[None]
-    entry: dict[str, Plain] = {"max" if statistic is None else statistic: text for statistic, text in texts.items()}
+    entry: dict[str, Plain] = {_key(limit): texts[limit.statistic] for limit in limits}
     return entry if accept == "measured" else entry | {"accept": accept}
+
+
+def _key(limit: Limit) -> str:
+    """What the YAML calls a limit."""
+    plain = {"power": "mean"}.get(limit.quantity, "min" if limit.at_least else "max")
+    return plain if limit.statistic is None else limit.statistic
 
 
 def _latency_reading(summary: Summary, statistic: str, how: str) -> Reading:
@@ -258,8 +291,9 @@ def _limit(node: Node, quantity: str, statistic: str | None, accept: str) -> Lim
 def _check_name(quantity: str, statistic: str | None, how: str) -> None:
     if quantity not in QUANTITIES:
         raise InputError(f'unknown quantity "{quantity}"; allowed: {", ".join(QUANTITIES)}')
-    if (statistic in STATISTICS) != (quantity == "latency") or (statistic is not None and statistic not in STATISTICS):
-        allowed = ", ".join(STATISTICS) if quantity == "latency" else "none"
+    own = _OWN.get(quantity, ())
+    if statistic not in own and (statistic is not None or quantity == "latency"):
+        allowed = ", ".join(own) or "none"
         raise InputError(f'unknown statistic "{statistic}" of {quantity}; allowed: {allowed}')
     if how not in HOW:
         raise InputError(f'a reading cannot be "{how}"; allowed: {", ".join(HOW)}')

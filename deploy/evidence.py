@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from deploy.artifact import Artifact
+from deploy.battery import Battery, Drain, life
 from deploy.errors import InputError
 from deploy.measure import Measurement
 from deploy.model_spec import SourceModel
@@ -62,8 +64,25 @@ def make_report(
         accuracy=accuracy,
         float_form=float_form,
         firmware=_firmware(artifact, measured),
+        energy_above_idle=measured.energy_above_idle,
     )
-    return judged(report, target.budget)
+    return judged(with_battery(report, target.battery), target.budget)
+
+
+def with_battery(report: Report, battery: Battery | None) -> Report:
+    """The report with how long the battery lasts, of the energy that it has."""
+    if battery is None:
+        return replace(report, battery_life=None)
+    energy, above = report.energy, report.energy_above_idle
+    if energy is None or energy.joules is None:
+        return replace(report, battery_life=life(battery, None, "measured"))
+    idle_w = None
+    if above is not None and above.joules is not None and energy.seconds > 0:
+        idle_w = (energy.joules - above.joules) / energy.seconds
+    low, high = (energy.joules if bound is None else bound for bound in (energy.low, energy.high))
+    drain = Drain(energy.joules, energy.seconds, low, high, idle_w)
+    guessed = energy.how == "estimated" or (battery.sleep is None and above is not None and above.how == "estimated")
+    return replace(report, battery_life=life(battery, drain, "estimated" if guessed else "measured"))
 
 
 def float_form(artifact: Artifact, target: Target, measured: Measurement) -> FloatForm:
@@ -119,7 +138,7 @@ def saved_report(artifact: Artifact) -> Report:
 def judged_again(artifact: Artifact, target: Target) -> Report:
     """The artifact's last measurement against a target's budgets. Raises InputError where it is of another target."""
     check_target(target, artifact)
-    return judged(saved_report(artifact), target.budget)
+    return judged(with_battery(saved_report(artifact), target.battery), target.budget)
 
 
 def check_same(source: SourceModel, artifact: Artifact) -> None:

@@ -152,7 +152,7 @@ def energy_of(run: DeviceRun) -> tuple[EnergyReading | None, EnergyReading | Non
         return None, None, None
     share = run.energy_busy_s / whole.seconds if whole.seconds > 0 else 0.0
     if whole.complete and (run.energy_inferences < 1 or share < _BUSY_SHARE):
-        reason = f"the model ran for only {share:.0%} of the metered time; meter it for longer"
+        reason = f"the model ran for only {share:.0%} of the metered time; raise power's `duration`"
         whole = replace(whole, joules=None, reason=reason)
     if not whole.complete:
         return whole, whole, whole

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -165,7 +165,7 @@ def measure_artifact(artifact: Artifact, target: Target, samples: Samples, plan:
     with open_device(target) as device:
         return measure(
             device, artifact.library, artifact.prefix, artifact, samples.inputs,
-            plan or RunPlan(energy_seconds=ENERGY_SECONDS),
+            plan or RunPlan(energy_seconds=cast("float | None", target.power.get("duration")) or ENERGY_SECONDS),
         )  # fmt: skip
 
 

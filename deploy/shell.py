@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from deploy.errors import InputError, ToolError
 
@@ -110,6 +113,47 @@ def run(
     return done
 
 
+class Running:
+    """A program that goes on while this one does something else; `close` ends it and all that it started.
+
+    Raises ToolError: the program is missing or cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str | os.PathLike[str]]) -> None:
+        self._arguments = _validated(command, 1.0)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        try:
+            self._process = _start(self._arguments, None, environment, None, self._errors)
+        except BaseException:
+            self._errors.close()
+            raise
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.stdin = None  # which is how it knows that nothing is left to flush
+
+    def read(self, seconds: float) -> bytes | None:
+        """What it wrote to its standard output, within `seconds` at most; None once it has ended."""
+        stdout = self._process.stdout
+        if stdout is None or not select.select([stdout], [], [], seconds)[0]:
+            return b""
+        return os.read(stdout.fileno(), 1 << 16) or None
+
+    def ending(self) -> str:
+        """How it ended, with the last lines that it wrote to standard error."""
+        try:
+            code = self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return f"{_shown(self._arguments)} closed its output"
+        self._errors.seek(0)
+        return f"{_shown(self._arguments)} ended with {exit_words(code)}.{_last_output(b'', self._errors.read())}"
+
+    def close(self) -> None:
+        """End it."""
+        _kill(self._process)
+        self._errors.close()
+
+
 def which(program: str) -> Path | None:
     """Return the file that `run([program])` would start, or None if there is none on PATH."""
     found = shutil.which(program)
@@ -169,7 +213,11 @@ def _validated(command: Sequence[str | os.PathLike[str]], timeout_s: float) -> l
 
 
 def _start(
-    arguments: list[str], cwd: str | os.PathLike[str] | None, env: dict[str, str], package: str | None
+    arguments: list[str],
+    cwd: str | os.PathLike[str] | None,
+    env: dict[str, str],
+    package: str | None,
+    errors: IO[bytes] | int = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
     if cwd is not None and not os.path.isdir(cwd):
         raise ToolError(f"cannot run {arguments[0]} in {os.fspath(cwd)}: no such folder")
@@ -180,7 +228,7 @@ def _start(
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             start_new_session=True,  # a group of its own, so that a time-out also ends what the program started
         )
     except FileNotFoundError:

@@ -11,7 +11,8 @@ memory: {flash: 4 MiB, ram: 512 KiB}             # for an image with flash_at, r
 toolchain: {cc: arm-none-eabi-gcc, cflags: [-mcpu=cortex-m7, -mthumb], ldflags: []}
 artifact: firmware            # or shared-library
 device: {kind: qemu, machine: mps2-an500, tick: 40 ns}   # local, qemu, rpc, serial, ssh, replay
-power: {kind: estimate, active: 120 mW}         # none, auto, rapl, hwmon, estimate
+power: {kind: estimate, active: 120 mW}         # see deploy/power/meters.py
+battery: {capacity: 220 mAh, voltage: 3 V, duty: 1 /min}                 # optional, see deploy/battery.py
 threads: 1                                      # or detect: the cores this process may use
 rounding: single              # or double: whose quantized results are right, LiteRT's or TFLite Micro's (CMSIS-NN's)
 budgets: {latency: {p90: 50 ms}, ram: 128 KiB}  # see deploy/budget.py
@@ -31,6 +32,7 @@ from typing import Literal, cast
 from deploy import budget as budgets
 from deploy import host, units, yaml_source
 from deploy import target_parts as parts
+from deploy.battery import Battery, parse_battery, plain_battery
 from deploy.budget import Budget
 from deploy.errors import InputError
 from deploy.fields import Options
@@ -52,6 +54,7 @@ KEYS = (
     "artifact",
     "device",
     "power",
+    "battery",
     "threads",
     "rounding",
     "budgets",
@@ -86,6 +89,7 @@ class Target:
     tuning: Stopping = field(default_factory=Stopping)
     tolerances: tuple[tuple[str, float], ...] = ()
     rounding: Literal["single", "double"] = "single"
+    battery: Battery | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -226,6 +230,7 @@ def plain(target: Target) -> dict[str, Plain]:
         "artifact": target.artifact,
         "device": parts.plain_device(target.device),
         "power": parts.plain_power(target.power),
+        "battery": None if target.battery is None else plain_battery(target.battery),
         "threads": target.threads,
         "rounding": target.rounding,
         "budgets": budgets.plain_budget(target.budget) or None,
@@ -281,6 +286,7 @@ _READERS = {
     "toolchain": parts.parse_toolchain,
     "device": parts.parse_device,
     "power": parts.parse_power,
+    "battery": parse_battery,
     "threads": _read_threads,
     "rounding": lambda node: node.choice("rounding", ROUNDINGS),
     "budgets": budgets.parse_budget,

@@ -53,7 +53,14 @@ DEVICES: dict[str, Table] = {
         "tick": "time",
         "timeout": "time",
     },
-    "rpc": {"tracker": "text", "key": "text", "host": "text", "port": "count", "timeout": "time"},
+    "rpc": {
+        "tracker": "text",
+        "key": "text",
+        "host": "text",
+        "port": "count",
+        "config": "text",
+        "timeout": "time",
+    },
     "serial": {
         "port": "text",
         "baud": "count",
@@ -77,13 +84,14 @@ DEVICES: dict[str, Table] = {
     },
     "replay": {"recording": "text"},
 }
-_METER: Table = {"voltage": "voltage", "accuracy": "percent", "wiring": "text"}
+_ANY: Table = {"duration": "time", "accuracy": "percent"}
+_METER: Table = {"voltage": "voltage", "wiring": "text", **_ANY}
 POWER: dict[str, Table] = {
     "none": {},
     "estimate": {"active": "power", "idle": "power"},
-    "rapl": {"root": "text", "accuracy": "percent"},
-    "hwmon": {"root": "text", "rails": "texts", "accuracy": "percent", "wiring": "text"},
-    "auto": {"root": "text", "rails": "texts", "active": "power", "idle": "power"},
+    "rapl": {"root": "text", **_ANY},
+    "hwmon": {"root": "text", "rails": "texts", "wiring": "text", **_ANY},
+    "auto": {"root": "text", "rails": "texts", "active": "power", "idle": "power", "duration": "time"},
     "csv": {"command": "texts", "file": "text", "clock": "text", "columns": "texts", **_METER},
     "ppk2": {"port": "text", "mode": "text", "mark": "text", **_METER},
     "lpm01a": {"port": "text", "rate": "frequency", **_METER},
@@ -139,6 +147,8 @@ class PowerSpec(_Kinded):
         _check_options("power", self, POWER)
         if self.kind == "estimate" and self.active is None:
             raise InputError('power of kind estimate needs "active", such as {kind: estimate, active: 120 mW}')
+        if self.get("duration") == 0:
+            raise InputError('power: "duration" must be more than zero: it is how long the device is watched')
         if self.idle is not None and (self.active is None or self.idle > self.active):
             raise InputError('power: "idle" needs an "active" that is not less than it')
 

@@ -1,7 +1,8 @@
 """Quantities with units as people write them ("128 KiB", "20 ms", "2 mJ") and as numbers.
 
-Numbers are in the base unit of their kind: bytes (int), seconds, joules, watts, hertz; a percentage is a fraction
-(`1 %` is 0.01).
+Numbers are in the base unit of their kind: bytes (int), seconds, joules, watts, hertz, volts, coulombs; a percentage is
+a fraction (`1 %` is 0.01). How often something is done is a number a day; a lifetime is in seconds, and a year has
+365.25 days.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Literal, get_args
 
 from deploy.errors import InputError
 
-Kind = Literal["bytes", "time", "energy", "power", "frequency", "percent", "instructions"]
+Kind = Literal[
+    "bytes", "time", "energy", "power", "frequency", "percent", "instructions", "voltage", "charge", "rate", "lifetime"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # The first spelling of a size is the one `render` uses; ASCII "us" and both code points of the micro sign are read.
@@ -26,6 +29,14 @@ _UNITS: dict[Kind, dict[str, str]] = {
     "frequency": {"Hz": "1", "kHz": "1e3", "MHz": "1e6", "GHz": "1e9"},
     "percent": {"%": "0.01"},
     "instructions": {"": "1", "k": "1e3", "M": "1e6", "G": "1e9"},
+    "voltage": {"mV": "1e-3", "V": "1"},
+    "charge": {"mAh": "3.6", "Ah": "3600", "C": "1"},
+    "rate": {"/s": "86400", "/min": "1440", "/h": "24", "/day": "1"},
+    "lifetime": {
+        **{"s": "1", "min": "60", "h": "3600"},
+        **dict.fromkeys(("day", "days"), "86400"),
+        **dict.fromkeys(("year", "years"), "31557600"),
+    },
 }
 _RENDERED: dict[Kind, tuple[str, ...]] = {
     "bytes": ("GiB", "MiB", "KiB", "B"),
@@ -35,7 +46,12 @@ _RENDERED: dict[Kind, tuple[str, ...]] = {
     "frequency": ("GHz", "MHz", "kHz", "Hz"),
     "percent": ("%",),
     "instructions": ("G", "M", "k", ""),
+    "voltage": ("V", "mV"),
+    "charge": ("mAh",),
+    "rate": ("/s", "/min", "/h", "/day"),
+    "lifetime": ("years", "days", "h", "min", "s"),
 }
+_PLURAL = ("years", "days")
 EXAMPLES: dict[Kind, str] = {
     "bytes": "128 KiB",
     "time": "20 ms",
@@ -44,6 +60,10 @@ EXAMPLES: dict[Kind, str] = {
     "frequency": "216 MHz",
     "percent": "1 %",
     "instructions": "15 M",
+    "voltage": "3.3 V",
+    "charge": "220 mAh",
+    "rate": "1 /min",
+    "lifetime": "1 year",
 }
 # Bounded digits and exponent: a hostile "1e999999999" must not cost time or overflow.
 _QUANTITY = re.compile(r"([+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,2})?)\s*(\S*)", re.ASCII)
@@ -88,7 +108,7 @@ def render(value: float, kind: Kind, digits: int | None = None) -> str:
         if digits is not None:
             scaled = Decimal(f"{scaled:.{digits}g}")
         if abs(scaled) >= 1 and (digits is not None or _is_short(scaled, kind, unit)):
-            return f"{_plain(scaled)} {unit}".rstrip()
+            return f"{_plain(scaled)} {unit.removesuffix('s') if scaled == 1 and unit in _PLURAL else unit}".rstrip()
     smallest = _RENDERED[kind][-1] if exact else _zero_unit(kind)
     scaled = exact / Decimal(_UNITS[kind][smallest])
     if digits is not None:
@@ -108,8 +128,9 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def _is_short(scaled: Decimal, kind: Kind, unit: str) -> bool:
-    """Whether `scaled` can be written in `unit` exactly and readably; only powers of 1024 make long fractions."""
-    return kind != "bytes" or unit == "B" or len(scaled.normalize().as_tuple().digits) <= 6
+    """Whether `scaled` can be written in `unit` exactly and readably: not every unit is a power of ten of the next."""
+    is_last = unit == _RENDERED[kind][-1]
+    return kind not in ("bytes", "rate", "lifetime") or is_last or len(scaled.normalize().as_tuple().digits) <= 6
 
 
 def _zero_unit(kind: Kind) -> str:

@@ -10,6 +10,7 @@ from deploy import yaml_source
 from deploy.boards import board_at, boards_from_node, load_boards
 from deploy.errors import InputError
 from deploy.target import Target, from_text
+from deploy.target_parts import DeviceSpec
 
 TARGET = """\
 name: pi
@@ -129,3 +130,15 @@ def test_an_address_is_only_for_what_runs_on_linux() -> None:
         InputError, match=r'--device ssh://x.*a device of kind "ssh" cannot run the artifact "firmware"'
     ):
         board_at("ssh://x").apply(firmware)
+
+
+@pytest.mark.parametrize("tracker", ["127.0.0.1:9190", "hub", "[::1]:9190"])
+def test_a_board_at_a_tracker_needs_no_file(tracker: str) -> None:
+    target = board_at(f"rpc://{tracker}/rpi4").apply(pi())
+    assert target.device == DeviceSpec("rpc", (("tracker", tracker), ("key", "rpi4")))
+
+
+@pytest.mark.parametrize("address", ["rpc://hub", "rpc://hub/", "rpc:///rpi4", "rpc://hub/a/b", "rpc://hub:1x/rpi4"])
+def test_what_is_no_tracker_and_key(address: str) -> None:
+    with pytest.raises(InputError, match=r"is no address of a board: .* or rpc://TRACKER/KEY for a board over RPC$"):
+        board_at(address)

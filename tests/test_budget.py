@@ -159,7 +159,8 @@ def test_yaml_forms() -> None:
     [
         (
             "latency: 50",
-            't.yaml:1: the budget of latency: "50" has no unit; write for example "20 ms" (units: ns, us, µs, ms, s, min, h)',
+            't.yaml:1: the budget of latency: "50" has no unit; write for example "20 ms" '
+            "(units: ns, us, µs, ms, s, min, h)",
         ),
         (
             "ram: 1 KiB\nlatency:\n  p95: 50 ms",
@@ -168,8 +169,8 @@ def test_yaml_forms() -> None:
         ),
         (
             "latncy: 1 s",
-            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, energy, flash, instructions, '
-            'latency, power, ram, size, weights; did you mean "latency"?',
+            't.yaml:1: unknown key "latncy" in budgets; allowed: accuracy_drop, arena, battery_life, energy, flash, '
+            'instructions, latency, power, ram, size, weights; did you mean "latency"?',
         ),
         ("size: 1 B\nflash: 1 B", "t.yaml:2: budgets limits flash twice (size and flash are the same); keep one"),
         ("energy: {accept: estimated}", "t.yaml:1: the budget of energy has no limit; write for example {max: 10 mJ}"),
@@ -201,3 +202,54 @@ def test_limits_and_readings_validate_themselves() -> None:
     ):
         with pytest.raises(InputError):
             build()
+
+
+POWER = """
+energy: {per_inference: 2 mJ}
+power: {mean: 300 mW, peak: 1 W}
+battery_life: 1 year
+"""
+
+
+def test_power_energy_and_battery_life() -> None:
+    budget = budget_of(POWER)
+    assert budget.limits == (
+        Limit("power", None, 0.3),
+        Limit("power", "peak", 1.0),
+        Limit("energy", None, 0.002),
+        Limit("battery_life", None, 31_557_600.0),
+    )
+    assert plain_budget(budget) == {
+        "power": {"mean": "300 mW", "peak": "1 W"},
+        "energy": "2 mJ",
+        "battery_life": "1 year",
+    }
+    again = "power: {peak: 1 W, accept: estimated}\nbattery_life: {min: 30 days, accept: estimated}"
+    for text in (POWER, again, "power: 300 mW", "power: {max: 1 W, accept: estimated}", "energy: {max: 1 J}"):
+        assert parse_budget(yaml_source.parse(yaml_source.dump(plain_budget(budget_of(text))), "t")) == budget_of(text)
+    assert budget_of("power: {max: 300 mW}") == budget_of("power: {mean: 300 mW}") == budget_of("power: 300 mW")
+    with pytest.raises(InputError, match="same limit under two names, max and mean"):
+        budget_of("power: {max: 300 mW, mean: 200 mW}")
+    with pytest.raises(InputError, match=r'unknown key "max" in the budget of battery_life; allowed: accept, min'):
+        budget_of("battery_life: {max: 1 year}")
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "expected"),
+    [
+        (None, 100.0, None, Verdict.PASS),
+        (None, 99.0, None, Verdict.MISS),
+        (100.0, 110.0, 120.0, Verdict.PASS),
+        (90.0, 110.0, 120.0, Verdict.TOO_NOISY),
+        (80.0, 90.0, 99.0, Verdict.MISS),
+    ],
+)
+def test_a_battery_lasts_at_least(low: float | None, value: float, high: float | None, expected: Verdict) -> None:
+    limit = Limit("battery_life", None, 100.0)
+    assert verdict(limit, Reading("battery_life", None, value, "measured", low, high)) is expected
+    assert verdict(limit) is Verdict.NOT_MEASURED
+    assert verdict(limit, Reading("battery_life", None, 1e9, "estimated")) is Verdict.NOT_MEASURED
+    accepting = Limit("battery_life", None, 100.0, "estimated")
+    assert verdict(accepting, Reading("battery_life", None, 1e9, "estimated")) is Verdict.PASS
+    (refused,) = check(Budget((limit,)), [Reading("battery_life", None, 1e9, "estimated")])
+    assert '"battery_life: {min: 100 s, accept: estimated}"' in refused.reason

@@ -251,10 +251,18 @@ def test_measure_with_a_board_and_its_meter(cli, copy, conv_onnx, tmp_path):
     (tmp_path / "boards.yaml").write_text(f"bench-1: {{power: {meter}}}\nother: {{target: pi, power: {meter}}}\n")
     target = target_file(tmp_path, "", power="2.1 W", energy="1 mJ")
     board = ("--target", target, "--boards", "boards.yaml")
-    ran = cli("measure", copy, "--model", conv_onnx, *board, "--device", "bench-1")
-    assert "Power    2 W (measured, hwmon ina226/rail1)" in ran.out
+    ran = cli("measure", copy, "--model", conv_onnx, *board, "--device", "bench-1", "--power", "trace.csv")
+    assert "Power    2 W ± 0.1 %, peak 2 W (measured, hwmon ina226/rail1)" in ran.out
+    assert "Meter    hwmon: 100 Hz samples, ina226/rail1, accuracy not stated" in ran.out
     assert budgets_of(ran.out) == {"power": "PASS", "energy": "PASS"}
     assert ran.code == 0
+    lines = (tmp_path / "trace.csv").read_text().splitlines()
+    assert lines[0] == "time_s,power_w,inference"
+    assert {line.split(",", 1)[1].rstrip("01").rstrip(",") for line in lines[1:]} == {"2"}
+    assert {line[-1] for line in lines[1:]} == {"0", "1"}
+    refused = cli("measure", copy, *board, "--device", "bench-1", "--power", "trace.pdf")
+    assert (refused.code, refused.out) == (2, "")
+    assert "written to .svg, .png, .csv" in refused.err
     for arguments, message in (
         ((*board, "--device", "bench-2"), 'has the boards bench-1, other; --device bench-2'),
         (board, "no --device was given"),
@@ -264,6 +272,29 @@ def test_measure_with_a_board_and_its_meter(cli, copy, conv_onnx, tmp_path):
         refused = cli("measure", copy, *arguments)
         assert (refused.code, refused.out) == (2, "")
         assert message in refused.err
+
+
+def test_a_battery_and_what_it_must_last(cli, copy, conv_onnx, tmp_path):
+    """Once with a meter, once with an estimate, which counts only where the budget says so."""
+    chip = tmp_path / "sys" / "class" / "hwmon" / "hwmon0"
+    chip.mkdir(parents=True)
+    for name, value in {"name": "ina226", "power1_input": 500_000}.items():
+        (chip / name).write_text(f"{value}\n")
+    battery = "battery: {capacity: 3000 mAh, voltage: 3.7 V, duty: 1 /min, sleep: 100 uW}\n"
+    metered = f"{battery}power: {{kind: hwmon, root: {tmp_path / 'sys'}, accuracy: 1 %, duration: 300 ms}}\n"
+    target = target_file(tmp_path, metered, power="{mean: 510 mW, peak: 1 W}", battery_life="1 year")
+    ran = cli("measure", copy, "--model", conv_onnx, "--target", target)
+    assert budgets_of(ran.out) == {"power": "PASS", "power peak": "PASS", "battery_life": "PASS"}, ran.out
+    assert "3000 mAh at 3.7 V, an inference 1 /min, 100 uW asleep between" in ran.out
+    strict = target_file(tmp_path, metered, battery_life="{min: 20 years}")
+    again = cli("check", copy, "--target", strict)
+    assert (again.code, budgets_of(again.out)) == (1, {"battery_life": "MISS"})
+    guessed = f"{battery}power: {{kind: estimate, active: 500 mW}}\n"
+    for accept, verdict in (("", "NOT MEASURED"), (", accept: estimated", "PASS")):
+        target = target_file(tmp_path, guessed, battery_life=f"{{min: 1 year{accept}}}")
+        ran = cli("measure", copy, "--model", conv_onnx, "--target", target)
+        assert budgets_of(ran.out) == {"battery_life": verdict}
+        assert ran.code == (0 if verdict == "PASS" else 1)
 
 
 # --- tune, logs ---

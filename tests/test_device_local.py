@@ -293,8 +293,13 @@ def test_energy_of_a_sensor(libraries, tmp_path):
     with LocalDevice(open_meter=lambda: open_meter("hwmon", tmp_path)) as opened:
         run = opened.run(libraries["good"], PREFIX, samples(1), OUTPUTS, ENERGY)
     assert run.energy.how == "measured"
-    assert run.energy.watts == pytest.approx(5, rel=0.05)
+    assert run.energy.watts == pytest.approx(5, rel=0.01)
     assert run.energy.samples
+    assert run.energy.seconds == pytest.approx(run.energy_busy_s), "the program's start does not count"
+    (window,) = run.energy.trace.windows
+    assert window.seconds == pytest.approx(run.energy_busy_s)
+    assert run.idle.watts == pytest.approx(5, rel=0.01)
+    assert run.idle.seconds > 0.6, "before and after"
 
 
 def test_a_meter_that_fails_gives_a_reason_and_the_times(libraries, tmp_path):

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from deploy.errors import DeviceError, InputError
 from deploy.power import EnergyReading, open_meter, per_inference
 from deploy.power.estimate import EstimateMeter, estimate
 from deploy.power.hwmon import Rail, evaluate, find_rails, open_hwmon
-from deploy.power.integrate import counter_steps, largest_gap, trapezoid
+from deploy.power.integrate import counter_steps, largest_gap
 from deploy.power.rapl import find_packages, open_rapl
 from deploy.power.reading import Sample
 from deploy.power.sampler import Recording
@@ -102,25 +103,10 @@ def test_impossible_counters_are_refused(values, maximum):
         counter_steps(values, maximum)
 
 
-steps_and_watts = st.lists(st.tuples(st.floats(1e-4, 10), st.floats(0, 1000)), min_size=2, max_size=30)
-
-
-@given(steps_and_watts)
-def test_energy_lies_between_the_extremes_and_is_additive(pairs):
-    times, watts = [math.fsum(step for step, _ in pairs[: i + 1]) for i in range(len(pairs))], [w for _, w in pairs]
-    whole, span = trapezoid(times, watts), times[-1] - times[0]
-    assert min(watts) * span * (1 - 1e-9) <= whole <= max(watts) * span * (1 + 1e-9)
-    for cut in range(1, len(times) - 1):
-        parts = trapezoid(times[: cut + 1], watts[: cut + 1]) + trapezoid(times[cut:], watts[cut:])
-        assert parts == pytest.approx(whole, rel=1e-9)
-    assert largest_gap(times) <= span + 1e-9
-
-
-def test_trapezoid_is_exact_for_a_ramp_and_refuses_nonsense():
-    assert trapezoid([0, 1, 4], [0, 1, 4]) == 8
-    for times, watts in (([0], [1]), ([0, 1], [1]), ([1, 0], [1, 1])):
-        with pytest.raises(ValueError, match=r"needed|backwards"):
-            trapezoid(times, watts)
+@given(st.lists(st.floats(0, 10), max_size=20))
+def test_the_largest_gap_is_one_of_them(steps):
+    times = [math.fsum(steps[:i]) for i in range(len(steps))]
+    assert largest_gap(times) == pytest.approx(max((b - a for a, b in pairwise(times)), default=0.0))
 
 
 # --- RAPL ---
@@ -131,7 +117,7 @@ def test_packages_are_added_and_parts_and_platform_are_not(tmp_path):
     second = rapl(tmp_path, "1", "package-1", 5_000_000)
     rapl(tmp_path, "0:0", "core", 7)
     rapl(tmp_path, "2", "psys", 7)
-    meter = open_rapl(tmp_path)
+    meter = open_rapl(tmp_path, interval_s=1.0)
 
     def use():
         put(first, 1_500_000)
@@ -172,7 +158,7 @@ def test_counter_that_wraps_several_times(tmp_path):
 
 def test_frozen_counter_is_not_a_measurement(tmp_path):
     rapl(tmp_path, "0", "package-0", 42)
-    reading = measure(open_rapl(tmp_path), 0.1)
+    reading = measure(open_rapl(tmp_path, interval_s=1.0), 0.1)
     assert reading.joules is None
     assert not reading.complete
     assert reading.watts is None
@@ -196,9 +182,7 @@ def test_frozen_counter_is_not_a_measurement(tmp_path):
 )
 def test_counter_that_breaks_during_the_run(tmp_path, content, reason):
     counter = rapl(tmp_path, "0", "package-0", 5_000_000)
-    reading = measure(
-        open_rapl(tmp_path), 0.1, counter.unlink if content is None else partial(put, counter, content)
-    )
+    reading = measure(open_rapl(tmp_path), 0.1, counter.unlink if content is None else partial(put, counter, content))
     assert reading.joules is None
     assert reason in reading.reason
 
@@ -406,6 +390,63 @@ def test_no_sensor(tmp_path):
     hwmon(tmp_path, 0, "ina226", power1_input="garbage")
     with pytest.raises(DeviceError, match="not a whole number"):
         open_hwmon(tmp_path)
+
+
+# --- windows ---
+
+
+def windowed(meter, before, inside, after):
+    """Measure a window of `inside` seconds; the reading and when it began."""
+    meter.start()
+    time.sleep(before)
+    begin = time.monotonic()
+    time.sleep(inside)
+    end = time.monotonic()
+    time.sleep(after)
+    meter.mark("begin", begin)  # told of afterwards, as by a program that kept the times
+    meter.mark("end", end)
+    return meter.stop(), begin, end
+
+
+def test_a_window_of_a_counter_that_wraps_in_it(tmp_path):
+    maximum, begun = 3_000_000, time.monotonic()
+    counter = rapl(tmp_path, "0", "package-0", 0, maximum)
+    with hardware(lambda _: put(counter, int(20e6 * (time.monotonic() - begun)) % maximum), 0.0005):
+        reading, begin, end = windowed(open_rapl(tmp_path), 0.1, 0.6, 0.1)
+    assert reading.seconds == pytest.approx(end - begin)
+    assert reading.joules == pytest.approx(20 * (end - begin), rel=0.02)
+    assert reading.low <= reading.joules <= reading.high
+    assert reading.peak_w >= 20 * 0.9
+    assert reading.meter.rails == ("package-0",)
+    assert len(reading.trace.windows) == 1
+
+
+def test_a_window_of_a_sensor_does_not_hold_what_was_before(tmp_path):
+    chip = hwmon(tmp_path, 0, "ina226", power1_input=9_000_000)
+    meter = open_hwmon(tmp_path, accuracy=0.02, wiring="shunt of 10 mohm")
+    meter.start()
+    time.sleep(0.1)
+    put(chip / "power1_input", 1_000_000)
+    begin = time.monotonic()
+    time.sleep(0.3)
+    meter.mark("begin", begin)
+    meter.mark("end", begin + 0.3)
+    reading = meter.stop()
+    one_sample_j = 8 * reading.trace.interval_s
+    assert reading.joules == pytest.approx(0.3, abs=one_sample_j)
+    assert reading.high - reading.joules >= 0.02 * reading.joules
+    assert (reading.meter.wiring, reading.meter.accuracy) == ("shunt of 10 mohm", 0.02)
+    with pytest.raises(RuntimeError, match="not started"):
+        meter.mark("begin")
+
+
+def test_an_estimate_is_of_its_windows(tmp_path):
+    reading, begin, end = windowed(open_meter("estimate", tmp_path, active_w=2.0), 0.02, 0.03, 0.02)
+    assert reading.seconds == pytest.approx(end - begin)
+    assert reading.joules == pytest.approx(2 * (end - begin))
+    for meter in (open_meter("none", tmp_path), open_meter("estimate", tmp_path, active_w=1.0)):
+        with pytest.raises(RuntimeError, match="not started"):
+            meter.mark("begin")
 
 
 # --- estimate, none, auto ---

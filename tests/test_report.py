@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.budget import QUANTITIES, STATISTICS, Budget, Check, Limit, Reading, Verdict, check, latency_readings
+from deploy.battery import Battery, BatteryLife
+from deploy.budget import PEAK, QUANTITIES, STATISTICS, Budget, Check, Limit, Reading, Verdict, check, latency_readings
 from deploy.errors import InputError
-from deploy.power import EnergyReading, Sample
+from deploy.evidence import with_battery
+from deploy.power import EnergyReading, MeterFacts, Sample
 from deploy.report import (
     FloatForm,
     Latency,
@@ -23,6 +25,7 @@ from deploy.report import (
     TensorDifference,
     TuningFacts,
     Verification,
+    judged,
     parse_json,
     render_json,
     render_markdown,
@@ -215,6 +218,34 @@ def test_a_reason_that_power_and_energy_share_is_told_once():
     assert render_text(replace(estimated, power=None)).count(why) == 1
 
 
+def metered_report():
+    """A board with a battery at a meter of its own, and budgets on all that it takes."""
+    facts = MeterFacts("PPK2 at /dev/ttyACM1", 1e5, 3.0, ("VOUT",), "it is the supply", 0.1)
+    power = EnergyReading(0.03, 0.1, "measured", "PPK2", low=0.027, high=0.033, peak_w=0.42, meter=facts)
+    energy = replace(power, joules=0.003, seconds=0.01, low=0.0027, high=0.0033)
+    limits = budget(
+        Limit("power", None, 0.35), Limit("power", "peak", 0.4), Limit("energy", None, 0.0031),
+        Limit("battery_life", None, 2 * 31_557_600.0),
+    )  # fmt: skip
+    report = replace(
+        passing(), power=power, energy=energy, energy_above_idle=replace(energy, joules=0.002, low=0.0017, high=0.0023)
+    )
+    return judged(with_battery(report, Battery(792.0, 3.0, 1440.0, 3e-6)), limits)
+
+
+def test_power_energy_and_battery(golden):
+    report = metered_report()
+    golden("report_metered.txt", render_text(report, 120))
+    golden("report_metered.md", render_markdown(report))
+    verdicts = {check.limit.name: check.verdict for check in report.checks}
+    assert verdicts == {
+        "power": Verdict.PASS, "power peak": Verdict.TOO_NOISY, "energy": Verdict.TOO_NOISY,
+        "battery_life": Verdict.MISS,
+    }  # fmt: skip
+    jsonschema.validate(json.loads(render_json(report)), json.loads(SCHEMA_FILE.read_text()))
+    assert parse_json(render_json(report)) == report
+
+
 def in_float(*samples_s):
     """A quantized model of 1.21 ms, and how long its float form takes."""
     return replace(passing(), float_form=FloatForm(Latency.of(samples_s, "emulated"), 9, 2))
@@ -311,7 +342,7 @@ hows = st.sampled_from(["measured", "emulated", "estimated"])
 @st.composite
 def checks(draw):
     quantity = draw(st.sampled_from(sorted(QUANTITIES)))
-    statistic = draw(st.sampled_from(STATISTICS)) if quantity == "latency" else None
+    statistic = draw(st.sampled_from({"latency": STATISTICS, "power": (None, PEAK)}.get(quantity, (None,))))
     low, value, high = sorted(draw(st.tuples(finite, finite, finite)))
     reading = draw(st.none() | st.builds(Reading, *map(st.just, (quantity, statistic, value)), hows,
                                          st.none() | st.just(low), st.none() | st.just(high)))  # fmt: skip
@@ -341,6 +372,20 @@ readings = st.builds(
     st.lists(samples, max_size=3).map(tuple),
     st.text(min_size=1, max_size=9),
 )
+some = st.floats(1e-6, 1e6)
+meters = st.builds(
+    MeterFacts, texts, st.none() | some, st.none() | finite, st.lists(texts, max_size=2).map(tuple), texts,
+    st.none() | finite,
+)  # fmt: skip
+metered = st.builds(
+    lambda values, meter: EnergyReading(
+        values[1], 1.0, "measured", "m", low=values[0], high=values[2], peak_w=values[2], meter=meter
+    ),
+    st.tuples(finite, finite, finite).map(sorted),
+    st.none() | meters,
+)
+lives = st.builds(BatteryLife, some, hows, texts, low=st.none() | some, high=st.none() | some)
+unknown_lives = st.builds(BatteryLife, st.none(), hows, texts, st.text(min_size=1, max_size=9))
 reports = st.builds(
     replace,
     st.builds(passing),
@@ -355,8 +400,10 @@ reports = st.builds(
         lambda found, how: FloatForm(Latency.of(found, how), 2, 1), st.lists(finite, min_size=1, max_size=3), hows
     )
     | st.builds(lambda reason: FloatForm(None, 0, 0, reason), st.text(min_size=1, max_size=9)),
-    power=st.none() | readings,
-    energy=st.none() | readings,
+    power=st.none() | readings | metered,
+    energy=st.none() | readings | metered,
+    energy_above_idle=st.none() | readings | metered,
+    battery_life=st.none() | lives | unknown_lives,
     checks=st.lists(checks(), max_size=5).map(tuple),
 )
 
@@ -475,3 +522,9 @@ def test_the_worst_verdict_counts(verdicts, overall):
 def test_impossible_facts_cannot_be_made(make):
     with pytest.raises(ValueError, match=r"."):
         make()
+
+
+def test_energy_that_is_lost_in_noise_has_an_upper_bound():
+    report = metered_report()
+    noisy = replace(report, energy_above_idle=replace(report.energy, joules=1e-6, low=0.0, high=4e-4))
+    assert "1 uJ (at most 400 uJ) above idle" in render_text(noisy, 120)

@@ -1,6 +1,7 @@
 """Real programs: what they print, how they fail, and that nothing they started outlives a time-out."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from deploy import shell
 from deploy.errors import InputError, ToolError
 from deploy.shell import exit_words, package_of, require, run, which
 
@@ -160,3 +162,28 @@ def test_interrupt_ends_the_program(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(["sh", "-c", f"echo $$ > {pid_file}; sleep 60"], timeout_s=30)
     assert wait_for(lambda: not alive(int(pid_file.read_text())))
+
+
+# --- programs that go on ---
+
+
+def test_a_program_that_goes_on_is_read_and_ended(tmp_path):
+    code = "import sys, time, os\nprint(os.getpid(), flush=True)\nwhile True: print('x', flush=True); time.sleep(0.01)"
+    running = shell.Running([sys.executable, "-c", code])
+    heard = b""
+    while heard.count(b"x") < 3:
+        heard += running.read(1.0) or b""
+    running.close()
+    number = int(heard.split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+def test_a_program_that_ends_by_itself_says_how():
+    running = shell.Running([sys.executable, "-c", "import sys; sys.stderr.write('no meter\\n'); sys.exit(3)"])
+    while running.read(1.0) is not None:
+        pass
+    assert re.search(r"ended with exit status 3\. Last lines of its stderr:\n  no meter", running.ending())
+    running.close()
+    with pytest.raises(ToolError, match="was not found"):
+        shell.Running(["no-such-program"])

@@ -78,8 +78,8 @@ def test_defaults_are_a_library_for_this_machine() -> None:
     [
         (
             "memroy: {ram: 1 KiB}",
-            'f.yaml:4: unknown key "memroy" in a target; allowed: artifact, budgets, clock, description, device, '
-            "extends, memory, name, power, rounding, threads, toolchain, tuning, tvm, vector_bits, verify; "
+            'f.yaml:4: unknown key "memroy" in a target; allowed: artifact, battery, budgets, clock, description, '
+            "device, extends, memory, name, power, rounding, threads, toolchain, tuning, tvm, vector_bits, verify; "
             'did you mean "memory"?',
         ),
         (
@@ -128,6 +128,10 @@ def test_defaults_are_a_library_for_this_machine() -> None:
         (
             "power: {kind: estimate}",
             'f.yaml:4: power of kind estimate needs "active", such as {kind: estimate, active: 120 mW}',
+        ),
+        (
+            "power: {kind: hwmon, duration: 0 s}",
+            'f.yaml:4: power: "duration" must be more than zero: it is how long the device is watched',
         ),
         (
             "power: {kind: auto, active: 1 W, idle: 2 W}",

@@ -30,6 +30,13 @@ from deploy.units import KINDS, Kind, did_you_mean, parse, render
         (".5 W", "power", 0.5),
         ("216 MHz", "frequency", 216e6),
         ("1 %", "percent", 0.01),
+        ("3.3 V", "voltage", 3.3),
+        ("220 mAh", "charge", 792.0),
+        ("1 /min", "rate", 1440.0),
+        ("10/day", "rate", 10.0),
+        ("1 year", "lifetime", 31_557_600.0),
+        ("2 years", "lifetime", 63_115_200.0),
+        ("90 days", "lifetime", 7_776_000.0),
     ],
 )
 def test_parse_reads_numbers_exactly(text: str, kind: Kind, value: float) -> None:
@@ -48,6 +55,12 @@ def test_parse_reads_numbers_exactly(text: str, kind: Kind, value: float) -> Non
             "bytes",
             'unknown unit "KB" in "4 KB"; allowed: B, KiB, MiB, GiB, kB, MB, GB; did you mean "kB"?',
         ),
+        (
+            "1 month",
+            "lifetime",
+            'unknown unit "month" in "1 month"; allowed: s, min, h, day, days, year, years',
+        ),
+        ("220", "charge", '"220" has no unit; write for example "220 mAh" (units: mAh, Ah, C)'),
         ("fast", "frequency", '"fast" is not a quantity; write a number and a unit, such as "216 MHz"'),
         ("", "power", '"" is not a quantity; write a number and a unit, such as "120 mW"'),
         ("1,5 ms", "time", '"1,5 ms" is not a quantity; write a number and a unit, such as "20 ms"'),
@@ -81,6 +94,12 @@ def test_parse_refuses_with_the_way_out(text: object, kind: Kind, message: str) 
         (216e6, "frequency", "216 MHz", "216 MHz"),
         (0.07, "percent", "7 %", "7 %"),
         (-0.0012, "percent", "-0.12 %", "-0.12 %"),
+        (792.0, "charge", "220 mAh", "220 mAh"),
+        (1440.0, "rate", "1 /min", "1 /min"),
+        (31_557_600.0, "lifetime", "1 year", "1 year"),
+        (40_000_000.0, "lifetime", "40000000 s", "1.27 years"),
+        (86_400.0, "lifetime", "1 day", "1 day"),
+        (7.0, "lifetime", "7 s", "7 s"),
     ],
 )
 def test_render_chooses_a_readable_unit(value: float, kind: Kind, exact: str, short: str) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 
 from deploy.errors import InputError
 from deploy.power.reading import EnergyReading
+from deploy.power.trace import Edge, Marks
 from deploy.units import render
 
 
@@ -19,6 +20,7 @@ class _Timer:
         self.kind = kind
         self.source = source
         self._started_s: float | None = None
+        self._marks = Marks()
 
     def __enter__(self) -> Self:
         return self
@@ -32,14 +34,21 @@ class _Timer:
         """Begin a reading; see `Meter.start`."""
         if self._started_s is not None:
             raise RuntimeError("the meter is already running")
-        self._started_s = time.monotonic()
+        self._started_s, self._marks = time.monotonic(), Marks()
+
+    def mark(self, edge: Edge, at_s: float | None = None, slack_s: float = 0.0) -> None:
+        """Begin or end a window; see `Meter.mark`."""
+        if self._started_s is None:
+            raise RuntimeError("the meter was not started")
+        self._marks.mark(edge, time.monotonic() if at_s is None else at_s, slack_s)
 
     def _elapsed_s(self) -> float:
         if self._started_s is None:
             raise RuntimeError("the meter was not started")
         elapsed = time.monotonic() - self._started_s
         self._started_s = None
-        return elapsed
+        marked = self._marks.windows
+        return math.fsum(window.seconds for window in marked) if marked else elapsed
 
 
 class EstimateMeter(_Timer):

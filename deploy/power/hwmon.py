@@ -20,14 +20,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
 from deploy.errors import DeviceError, InputError
-from deploy.power.integrate import counter_steps, largest_gap, trapezoid
+from deploy.power.evaluate import reading_of
+from deploy.power.integrate import counter_steps, largest_gap
 from deploy.power.reading import EnergyReading
 from deploy.power.sampler import Channel, Recording, SampledMeter
 from deploy.power.sysfs import read_int, read_name
+from deploy.power.trace import MeterFacts
 from deploy.units import did_you_mean
 
 INTERVAL_S = 0.01
@@ -64,7 +67,13 @@ def find_rails(sysfs_root: Path) -> tuple[Rail, ...]:
     return tuple(sorted(rails, key=lambda rail: rail.name))
 
 
-def open_hwmon(sysfs_root: Path, rails: Sequence[str] = (), interval_s: float = INTERVAL_S) -> SampledMeter:
+def open_hwmon(
+    sysfs_root: Path,
+    rails: Sequence[str] = (),
+    interval_s: float = INTERVAL_S,
+    accuracy: float | None = None,
+    wiring: str = "",
+) -> SampledMeter:
     """Return a meter that adds up the named rails, or watches the only one.
 
     Raises DeviceError: no sensor, several and none named, or one that cannot be read; InputError: a name not there.
@@ -73,8 +82,11 @@ def open_hwmon(sysfs_root: Path, rails: Sequence[str] = (), interval_s: float = 
     for rail in chosen:
         rail.read()
     channels = [Channel(rail.name, rail.unit, rail.read) for rail in chosen]
-    source = "hwmon " + " + ".join(rail.name for rail in chosen)
-    judge = partial(evaluate, rails=chosen, source=source, interval_s=interval_s)
+    names = tuple(rail.name for rail in chosen)
+    source = "hwmon " + " + ".join(names)
+    rate = 1 / max(interval_s, *(rail.update_s for rail in chosen))
+    facts = MeterFacts("hwmon", rate, None, names, wiring, accuracy)
+    judge = partial(evaluate, rails=chosen, source=source, interval_s=interval_s, facts=facts)
     return SampledMeter("hwmon", source, channels, judge, interval_s)
 
 
@@ -94,9 +106,11 @@ def select_rails(found: Sequence[Rail], names: Sequence[str], sysfs_root: Path) 
     return tuple(by_name[name] for name in names) if names else tuple(found)
 
 
-def evaluate(recording: Recording, *, rails: Sequence[Rail], source: str, interval_s: float) -> EnergyReading:
+def evaluate(
+    recording: Recording, *, rails: Sequence[Rail], source: str, interval_s: float, facts: MeterFacts | None = None
+) -> EnergyReading:
     """Return the energy of `rails` over the recording; not complete, saying why, if any of it is in doubt."""
-    total = 0.0
+    energies = []
     problem = recording.problem
     for rail in rails:
         if problem:
@@ -108,33 +122,36 @@ def evaluate(recording: Recording, *, rails: Sequence[Rail], source: str, interv
                 "repeat the model more often"
             )
             break
-        energy, problem = _energy_j(recording, rail, interval_s)
-        total += energy
-    joules = None if problem else total
-    return EnergyReading(joules, recording.seconds, "measured", source, recording.samples, problem)
+        energy, problem = _energies_j(recording, rail, interval_s)
+        energies.append(energy)
+    if problem:
+        return EnergyReading(None, recording.seconds, "measured", source, recording.samples, problem, meter=facts)
+    trace = recording.trace(energies, rails[0].name, facts or MeterFacts("hwmon"))
+    return reading_of(trace, source, recording.samples)
 
 
-def _energy_j(recording: Recording, rail: Rail, interval_s: float) -> tuple[float, str]:
-    """Return the energy of one rail and "" or, with 0.0, what is wrong with it."""
+def _energies_j(recording: Recording, rail: Rail, interval_s: float) -> tuple[list[float], str]:
+    """Return the energy of one rail since its first sample and "" or, with none, what is wrong with it."""
     samples = recording.of(rail.name)
     values = [sample.value for sample in samples]
     times = [sample.time_s for sample in samples]
     if rail.unit == "uJ":
         try:
-            energy_uj = sum(counter_steps(values, None))
+            steps = counter_steps(values, None)
         except ValueError as error:
-            return 0.0, f"{rail.name}: {error}"
-        if energy_uj == 0:
-            return 0.0, f"{rail.name}: the energy counter did not move in {recording.seconds:.3g} s (frozen)"
-        return energy_uj / 1e6, ""
+            return [], f"{rail.name}: {error}"
+        if sum(steps) == 0:
+            return [], f"{rail.name}: the energy counter did not move in {recording.seconds:.3g} s (frozen)"
+        return [0.0, *accumulate(step / 1e6 for step in steps)], ""
     if min(values) < 0:
-        return 0.0, f"{rail.name}: negative, {min(values) / 1e6:g} W: the sensor may be wired the wrong way round"
+        return [], f"{rail.name}: negative, {min(values) / 1e6:g} W: the sensor may be wired the wrong way round"
     if max(values) == 0:
-        return 0.0, f"{rail.name}: 0 W throughout: the sensor is not connected, or its rail is off"
+        return [], f"{rail.name}: 0 W throughout: the sensor is not connected, or its rail is off"
     gap = largest_gap(times)
     if gap > _LONGEST_GAP * max(interval_s, rail.update_s):
-        return 0.0, f"{rail.name}: no sample for {gap:.3g} s; the machine was too busy to watch the sensor"
-    return trapezoid(times, [value / 1e6 for value in values]), ""
+        return [], f"{rail.name}: no sample for {gap:.3g} s; the machine was too busy to watch the sensor"
+    pairs = pairwise(zip(times, values, strict=True))
+    return [0.0, *accumulate((end - begin) * (one + two) / 2e6 for (begin, one), (end, two) in pairs)], ""
 
 
 def _rails_of(chip: Path, chip_name: str) -> list[Rail]:

@@ -1,8 +1,7 @@
-"""From raw sensor values to energy; pure functions."""
+"""Raw values of sensors; pure functions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,21 +19,6 @@ def counter_steps(values: Sequence[int], maximum: int | None) -> list[int]:
     if maximum is None and any(step < 0 for step in steps):
         raise ValueError("the counter went backwards: it was reset, or it wrapped and its range is not known")
     return [step if step >= 0 or maximum is None else step + maximum for step in steps]
-
-
-def trapezoid(times_s: Sequence[float], watts: Sequence[float]) -> float:
-    """Return the energy in joules of power samples at increasing times, joined by straight lines.
-
-    Raises ValueError: different lengths, fewer than two samples, or times that decrease.
-    """
-    if len(times_s) != len(watts) or len(times_s) < 2:
-        raise ValueError(f"{len(times_s)} times and {len(watts)} powers: at least two of each are needed, equally many")
-    pieces = []
-    for (begin, first), (end, second) in pairwise(zip(times_s, watts, strict=True)):
-        if end < begin:
-            raise ValueError(f"time goes backwards from {begin} s to {end} s")
-        pieces.append((end - begin) * (first + second) / 2)
-    return math.fsum(pieces)
 
 
 def largest_gap(times_s: Sequence[float]) -> float:

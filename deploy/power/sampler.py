@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+import numpy as np
+
 from deploy.errors import DeviceError
 from deploy.power.reading import EnergyReading, Sample
+from deploy.power.trace import Edge, Marks, MeterFacts, Trace, Window
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,27 @@ class Channel:
 
 @dataclass(frozen=True)
 class Recording:
-    """Raw samples in the order taken, from before the run to after it; `problem` says what went wrong, if anything."""
+    """Raw samples in the order taken, from before the run to after it; `problem` says what went wrong, if anything.
+
+    windows: those that were marked; seconds: of them together, or of everything where there are none.
+    """
 
     samples: tuple[Sample, ...]
     seconds: float
     problem: str
+    windows: tuple[Window, ...] = ()
 
     def of(self, channel: str) -> tuple[Sample, ...]:
         """Return the samples of one channel."""
         return tuple(sample for sample in self.samples if sample.channel == channel)
+
+    def trace(self, energies_j: Sequence[Sequence[float]], channel: str, facts: MeterFacts) -> Trace:
+        """Return the sum of channels, of each the energy since its first sample, at the times of one of them.
+
+        All are read together, in microseconds.
+        """
+        times = [sample.time_s for sample in self.of(channel)]
+        return Trace.of_counter(times, np.sum(np.asarray(energies_j, np.float64), axis=0), facts, windows=self.windows)
 
 
 class SampledMeter:
@@ -56,6 +72,7 @@ class SampledMeter:
         self._samples: list[Sample] = []
         self._problem = ""
         self._started_s = 0.0
+        self._marks = Marks()
 
     def __enter__(self) -> Self:
         return self
@@ -69,19 +86,26 @@ class SampledMeter:
         """Begin a reading; see `Meter.start`."""
         if self._thread is not None:
             raise RuntimeError("the meter is already running")
-        self._samples, self._problem = [], ""
+        self._samples, self._problem, self._marks = [], "", Marks()
         self._end.clear()
         self._thread = threading.Thread(target=self._watch, name=f"meter {self.kind}", daemon=True)
         self._started_s = self._take()
         self._thread.start()
+
+    def mark(self, edge: Edge, at_s: float | None = None, slack_s: float = 0.0) -> None:
+        """Begin or end a window; see `Meter.mark`."""
+        if self._thread is None:
+            raise RuntimeError("the meter was not started")
+        self._marks.mark(edge, time.monotonic() if at_s is None else at_s, slack_s)
 
     def stop(self) -> EnergyReading:
         """End the reading; see `Meter.stop`."""
         if self._thread is None:
             raise RuntimeError("the meter was not started")
         self._join()
-        seconds = self._take() - self._started_s
-        return self._evaluate(Recording(tuple(self._samples), seconds, self._problem))
+        seconds, windows = self._take() - self._started_s, tuple(self._marks.windows)
+        seconds = math.fsum(window.seconds for window in windows) if windows else seconds
+        return self._evaluate(Recording(tuple(self._samples), seconds, self._problem, windows))
 
     def idle(self, seconds: float) -> EnergyReading:
         """Watch the sensor for `seconds` while this thread sleeps."""

@@ -1,4 +1,7 @@
-"""Frozen dataclasses ⇄ the plain data of JSON, driven by their type annotations."""
+"""Frozen dataclasses ⇄ the plain data of JSON, driven by their type annotations.
+
+A field whose metadata say `"report": False` is left out; it needs a default.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def to_plain(value: Any, derived: Derived) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        names = [*(field.name for field in fields(value)), *derived.get(type(value), ())]
+        kept = (field.name for field in fields(value) if field.metadata.get("report", True))
+        names = [*kept, *derived.get(type(value), ())]
         return {name: to_plain(getattr(value, name), derived) for name in names}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, derived) for key, item in value.items()}
@@ -70,6 +74,8 @@ def _dataclass(kind: Any, data: dict[str, Any], where: str) -> Any:
 
 
 def _is_given(field: Field[Any], data: dict[str, Any], where: str) -> bool:
+    if not field.metadata.get("report", True):
+        return False
     if field.name in data:
         return True
     if field.default is MISSING and field.default_factory is MISSING:

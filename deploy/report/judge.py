@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploy.budget import Budget, Reading, check, latency_readings
+from deploy.budget import PEAK, Budget, Reading, check, latency_readings
 from deploy.report.firmware import Firmware
 from deploy.report.model import Report
 from deploy.statistics import summarize
@@ -24,14 +24,29 @@ def readings(report: Report) -> tuple[Reading, ...]:
             found.append(Reading("ram", None, sizes.peak_rss_bytes, "measured"))
     if report.firmware is not None:
         found += _of_firmware(report.firmware)
-    if report.power is not None and report.power.watts is not None:
-        found.append(Reading("power", None, report.power.watts, report.power.how))
-    if report.energy is not None and report.energy.joules is not None:
-        found.append(Reading("energy", None, report.energy.joules, report.energy.how))
+    found += _of_power(report)
     if report.accuracy is not None:
         drop = max(0.0, report.accuracy.reference - report.accuracy.device)
         found.append(Reading("accuracy_drop", None, drop, "measured"))
     return tuple(found)
+
+
+def _of_power(report: Report) -> list[Reading]:
+    """Mean and peak power, energy of an inference, and how long a battery lasts; each with its interval, if any."""
+    found = []
+    power, energy, life = report.power, report.energy, report.battery_life
+    if power is not None and power.watts is not None:
+        bounds = [None if joules is None else joules / power.seconds for joules in (power.low, power.high)]
+        found.append(Reading("power", None, power.watts, power.how, *bounds))
+        if power.peak_w is not None:
+            off = (power.meter.accuracy or 0.0) if power.meter is not None else 0.0
+            bounds = [power.peak_w * max(0.0, 1 - off), power.peak_w * (1 + off)]
+            found.append(Reading("power", PEAK, power.peak_w, power.how, *bounds))
+    if energy is not None and energy.joules is not None:
+        found.append(Reading("energy", None, energy.joules, energy.how, energy.low, energy.high))
+    if life is not None and life.seconds is not None:
+        found.append(Reading("battery_life", None, life.seconds, life.how, life.low, life.high))
+    return found
 
 
 def _of_firmware(firmware: Firmware) -> list[Reading]:

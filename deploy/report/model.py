@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import Enum
 
+from deploy.battery import BatteryLife
 from deploy.budget import HOW, Check, Verdict
 from deploy.power import EnergyReading
 from deploy.report.firmware import Firmware
@@ -193,8 +194,9 @@ class Report:
 
     created: UTC, as 2026-01-31T12:00:00Z. versions: of this tool and those it used. operators: how many of each kind.
     macs: multiply-accumulates of one inference. power: the whole measured run, with the meter's raw samples;
-    energy: one inference (it has no samples of its own). float_form: of a quantized model. firmware: on a
-    microcontroller.
+    energy: one inference, energy_above_idle: what of it is more than the idle device takes (they have no samples of
+    their own). float_form: of a quantized model. firmware: on a microcontroller. battery_life: where the target has a
+    battery.
     """
 
     created: str
@@ -215,6 +217,8 @@ class Report:
     accuracy: Accuracy | None = None
     float_form: FloatForm | None = None
     firmware: Firmware | None = None
+    energy_above_idle: EnergyReading | None = None
+    battery_life: BatteryLife | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -227,8 +231,10 @@ class Report:
             raise ValueError(f"schema version {self.schema_version}; this program writes {SCHEMA_VERSION}")
         if any(count < 1 for count in self.operators.values()) or self.threads < 1:
             raise ValueError("an operator that is listed occurs, and a model runs on a thread: both at least once")
-        if self.energy is not None and self.energy.samples:
-            object.__setattr__(self, "energy", replace(self.energy, samples=()))
+        for name in ("energy", "energy_above_idle"):
+            reading = getattr(self, name)
+            if reading is not None and reading.samples:
+                object.__setattr__(self, name, replace(reading, samples=()))
 
     @property
     def verdict(self) -> Overall:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploy.budget import QUANTITIES, Check, Verdict
-from deploy.power import EnergyReading
 from deploy.report.firmware import Firmware
 from deploy.report.model import Accuracy, Report, Verification
+from deploy.report.power_words import battery_words, energy_words, meter_words, power_words
 from deploy.units import render
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -45,8 +45,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Instructions", "" if report.firmware is None else _instructions(report.firmware)),
         ("Latency", _latency(report)),
         ("In float", _float_form(report)),
-        ("Power", "" if report.power is None else _power(report.power)),
-        ("Energy", "" if report.energy is None else _energy(report.energy, report.power)),
+        ("Power", "" if report.power is None else power_words(report.power)),
+        ("Energy", "" if report.energy is None else energy_words(report)),
+        ("Meter", "" if report.power is None else meter_words(report.power)),
+        ("Battery", "" if report.battery_life is None else battery_words(report.battery_life)),
     ]
     return [(label, visible(text)) for label, text in pairs if text]
 
@@ -98,12 +100,13 @@ def _row(check: Check) -> Row:
     limit, reading = check.limit, check.reading
     kind = QUANTITIES[limit.quantity]
     maximum = render(limit.maximum, kind)
+    shown = f"min {maximum}" if limit.at_least else maximum
     if reading is None:
-        return Row(limit.name, maximum, "-", "-", check.verdict)
+        return Row(limit.name, shown, "-", "-", check.verdict)
     value = render(reading.value, kind, 3)
     if value == maximum:  # 50.01 ms is not within 50 ms: show as many digits as it takes to see it
         value = render(reading.value, kind)
-    return Row(limit.name, maximum, value, reading.how, check.verdict)
+    return Row(limit.name, shown, value, reading.how, check.verdict)
 
 
 def _work(macs: int | None, operators: Mapping[str, int]) -> str:
@@ -225,27 +228,6 @@ def _float_form(report: Report) -> str:
     noise = ", noisy" if form.latency.noisy else ""
     samples = _count(len(form.latency.samples_s), "sample")
     return f"median {render(form.latency.median_s, 'time', 3)} ({samples}, {form.latency.how}{noise}, {tuned}){gain}"
-
-
-def _power(reading: EnergyReading) -> str:
-    if reading.watts is None:
-        return f"not measured: {reading.reason or reading.source}"
-    return f"{render(reading.watts, 'power', 3)} ({_origin(reading)})"
-
-
-def _energy(reading: EnergyReading, power: EnergyReading | None) -> str:
-    """Return the energy in words; a reason that stands with the power already is not told again."""
-    same = power is not None and reading.reason == power.reason
-    if reading.joules is None:
-        missing = power is not None and power.joules is None
-        return "not measured, as the power" if same and missing else f"not measured: {reading.reason or reading.source}"
-    origin = f"{reading.how}, {reading.source}" if same else _origin(reading)
-    return f"{render(reading.joules, 'energy', 3)} per inference ({origin})"
-
-
-def _origin(reading: EnergyReading) -> str:
-    note = f": {reading.reason}" if reading.reason else ""
-    return f"{reading.how}, {reading.source}{note}"
 
 
 def _worst(values: list[float]) -> float:
