@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,7 +37,7 @@ class Emulator:
         names = (candidates.SOURCE, candidates.SHARED, *harness.sources(target.architecture))
         return tuple(Source(source_path(name), tuple(tick)) for name in names)
 
-    def run(self, image: Image, entries: Sequence[Entry]) -> list[Result]:
+    def run(self, image: Image, entries: Sequence[Entry]) -> Iterator[Result]:
         """Run the image until each of its candidates was called once."""
         results: dict[int, Result] = {}
         while len(results) < len(entries):
@@ -51,7 +51,7 @@ class Emulator:
                 at += size
             stuck = [answer.lost] if answer.lost is not None else left if not answer.outcomes else []
             results |= {number: Result(reason=ended) for number in stuck}
-        return [results[number] for number in range(len(entries))]
+        yield from (results[number] for number in range(len(entries)))
 
     def _answer(self, numbers: Sequence[int]) -> tuple[candidates.Answer, bytes, str]:
         """What the image answers about some of its candidates, their outputs, and how the emulator ended."""

@@ -40,8 +40,39 @@ class Runner(Protocol):
     @property
     def note(self) -> str: ...
 
-    def run(self, image: Image, entries: Sequence[Entry]) -> list[Result]:
-        """What became of each candidate of an image."""
+    def run(self, image: Image, entries: Sequence[Entry]) -> Iterator[Result]:
+        """What became of each candidate of an image, in their order, each as soon as it is known."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Candidates to run: kernels of all that were asked for, and what was compiled for them, by their numbers.
+
+    references: default schedules, by the id of their kernel, which are run first.
+    """
+
+    kernels: list[Known]
+    references: dict[int, Entry]
+    built: dict[int, Built]
+    compiled: dict[int, Entry]
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self.references.values(), *self.compiled.values()]
+
+    def place(self, number: int) -> int | None:
+        """Where among the entries a candidate is, or the default schedule that it is the same as."""
+        if number in self.compiled:
+            return len(self.references) + list(self.compiled).index(number)
+        return None if number in self.built else self._standard(number)
+
+    def needs(self, number: int) -> set[int]:
+        """Places of the entries that a candidate is judged by."""
+        return {place for place in (self.place(number), self._standard(number)) if place is not None}
+
+    def _standard(self, number: int) -> int | None:
+        own = id(self.kernels[number])
+        return list(self.references).index(own) if own in self.references else None
 
 
 @dataclass
@@ -80,17 +111,24 @@ class FirmwareBench:
         ]
         built = dict(zip([n for n, _ in others], compile_all(self.shop, [job for _, job in others]), strict=True))
         try:
-            entries = {number: Entry.of(kernels[number], b.folder) for number, b in built.items() if not b.reason}
-            results = self._run([*references.values(), *entries.values()])
-            for reference, result in zip(references.values(), results, strict=False):
-                _expect(reference.known, result)
-            measured = dict(zip(entries, results[len(references) :], strict=True))
-            own = {id(e.known): r for e, r in zip(references.values(), results, strict=False)}
-            for number, kernel in enumerate(kernels):
-                yield self._judged(kernel, built.get(number), measured.get(number) or own.get(id(kernel)))
+            compiled = {number: Entry.of(kernels[number], b.folder) for number, b in built.items() if not b.reason}
+            yield from self._measured(_Batch(kernels, references, built, compiled))
         finally:
             for folder in [*(e.folder for e in references.values()), *(b.folder for b in built.values())]:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _measured(self, batch: _Batch) -> Iterator[Measured]:
+        """Run a batch; what became of each candidate, in their order, each as soon as it is known."""
+        entries, found, told = batch.entries, dict[int, Result](), 0
+        for at, result in self._run(entries):
+            found[at] = result
+            if at < len(batch.references):
+                _expect(entries[at].known, result)
+            while told < len(batch.kernels) and batch.needs(told) <= found.keys():
+                yield self._judged(batch, told, found)
+                told += 1
+        for number in range(told, len(batch.kernels)):  # where there was nothing to run
+            yield self._judged(batch, number, found)
 
     def _known(self, task: Task) -> Known:
         if id(task) not in self.known:
@@ -108,11 +146,13 @@ class FirmwareBench:
                 kernel.learn(entry.workspaces)
         return found
 
-    def _judged(self, kernel: Known, built: Built | None, result: Result | None) -> Measured:
+    def _judged(self, batch: _Batch, number: int, found: dict[int, Result]) -> Measured:
+        kernel, built, place = batch.kernels[number], batch.built.get(number), batch.place(number)
         if built is not None and built.reason:
             return Measured(reason=built.reason)
-        if kernel.expected is None or result is None:
+        if kernel.expected is None or place is None:
             return Measured(reason=kernel.reason)
+        result = found[place]
         if result.reason:
             return Measured(reason=result.reason)
         if not same(kernel.outputs(result.data), kernel.expected):
@@ -120,15 +160,20 @@ class FirmwareBench:
         clock = cast(float, self.shop.target.clock)
         return Measured(tuple(count / clock for count in result.counts))
 
-    def _run(self, entries: Sequence[Entry]) -> list[Result]:
-        """Link candidates and run them, in as many images as it takes."""
+    def _run(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Result]]:
+        """Link candidates and run them, in as many images as it takes; each one's place, and what became of it."""
         reasons: dict[int, str] = {}
-        results: dict[int, Result] = {}
         for image in self.linker.images(entries, reasons):
+            yield from _drained(reasons)
             members = [entries[number] for number in image.numbers]
-            results |= zip(image.numbers, self.runner.run(image, members), strict=True)
-        results |= {number: Result(reason=reason) for number, reason in reasons.items()}
-        return [results[number] for number in range(len(entries))]
+            yield from zip(image.numbers, self.runner.run(image, members), strict=True)
+        yield from _drained(reasons)
+
+
+def _drained(reasons: dict[int, str]) -> Iterator[tuple[int, Result]]:
+    while reasons:
+        number, reason = reasons.popitem()
+        yield number, Result(reason=reason)
 
 
 def _device(target: Target, folder: Path) -> tuple[Linker, Runner]:

@@ -6,7 +6,7 @@ board is reset, by the target's `reset` command or else by flashing the same ima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -53,14 +53,14 @@ class SerialRunner:
         kind = reading_kind(self.linker.target, self._exact)
         return f"board flashed {times}, times {kind}" if self.flashes else ""
 
-    def run(self, image: Image, entries: Sequence[Entry]) -> list[Result]:
+    def run(self, image: Image, entries: Sequence[Entry]) -> Iterator[Result]:
         """Flash the image and call each of its candidates. Raises DeviceError: the board or its line fails."""
         self._flash(image)
-        results: list[Result] = []
-        while len(results) < len(entries):
-            if results:
+        done = 0
+        while done < len(entries):
+            if done:
                 self._reset(image)
-            before = len(results)
+            before = done
             with open_port(self._port, self._baud) as line:
                 link = Link(line, self._baud, max(self._given_s or 0.0, PATIENCE_S))
                 self._check_clock(CandidateBoard(link, image.identity, self._limit_s))
@@ -68,13 +68,13 @@ class SerialRunner:
                     try:
                         result, lost = self._called(link, image, number, entries[number])
                     except BoardSilent:
-                        if len(results) == before:
+                        if done == before:
                             raise
                         break
-                    results.append(result)
+                    done += 1
+                    yield result
                     if lost:
                         break
-        return results
 
     def _called(self, link: Link, image: Image, number: int, entry: Entry) -> tuple[Result, bool]:
         """What became of a candidate, and whether the board has to be reset."""
