@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # In the order that data flow in. A module imports only from those above it; a new module must take a place here.
 ORDER = """
-errors units statistics files yaml_source budget stopping fields host target_memory target_parts target targets boards
+errors units statistics files yaml_source budget stopping fields battery host
+target_memory target_parts target targets boards
 shell toolchain progress
 model_spec model_external model_qlinear model_onnx model_tflite model_tflite_fold model_torch model
 relax_tflite_operator relax_tflite_moves relax_tflite_hybrid relax_tflite_linear relax_tflite
@@ -36,7 +37,7 @@ kernels.in_place
 lower
 power.trace power.reading power.evaluate power.sysfs power.integrate power.sampler power.rapl power.hwmon power.estimate
 power.clock power.stream power.serial_port power.ppk2 power.lpm01a power.csv_text power.csv_meter power.scpi
-power.meters power
+power.meters power.picture power
 artifact
 firmware firmware.link firmware.size_map firmware.harness firmware.candidates firmware.serial_program
 firmware.export_parts firmware.export_cmake firmware.export_zephyr firmware.export_libraries firmware.export_mlf
@@ -49,16 +50,18 @@ runtime
 device.protocol device.folder device.bench device.local device.qemu
 device.ssh_script device.ssh_words device.ssh_link device.ssh_program device.ssh
 device.rpc_wire device.rpc_link device.rpc_client device.rpc_session device.rpc_registration device.rpc_server
-device.rpc
-device.serial_frames device.serial_link device.serial_image device.serial_board device.serial_candidates device.serial device
+device.rpc_tunnel device.rpc_source device.rpc
+device.serial_frames device.serial_link device.serial_image device.serial_board device.serial_energy
+device.serial_candidates device.serial device
 tuning tuning.task tuning.log_lines tuning.store tuning.current tuning.listing tuning.log_edit tuning.log_verify
 tuning.log_plot tuning.kernel_id tuning.log tuning.guard tuning.reasons tuning.builder tuning.workshop tuning.farm
 tuning.runner tuning.tally
-tuning.board_health tuning.board_work tuning.board_pool tuning.board_runner
+tuning.board_health tuning.board_work tuning.board_queue tuning.board_pool tuning.board_runner
 tuning.firmware_task tuning.firmware_shop tuning.firmware_image tuning.firmware_qemu tuning.firmware_serial
 tuning.firmware_runner tuning.space tuning.experience tuning.explore tuning.ending tuning.search
 measure expose reference verify
-report.firmware report.model report.codec report.json_report report.judge report.words report.markdown report.text
+report.firmware report.model report.codec report.json_report report.judge report.power_words report.words
+report.markdown report.text
 report
 evidence devices pipeline
 arguments logs_command board_command cli
@@ -150,7 +153,7 @@ def test_effects_live_where_they_belong():
     assert users("yaml") == {"yaml_source"}
     assert users("serial") == {"device.serial", "power.serial_port"}
     assert users("pyvisa") == {"power.scpi"}
-    assert users("socket") == {"device.rpc_link", "device.rpc_server"}
+    assert users("socket") == {"device.rpc_link", "device.rpc_server", "device.rpc_tunnel"}
     assert users("tvm.rpc") == {"board_command"}  # its tracker; servers and clients are in device/
     assert users("socketserver", "http", "urllib", "ssl", "requests") == set()
     assert users("print", "sys.stdout", "sys.stderr", "sys.exit", "input") == {"cli"}

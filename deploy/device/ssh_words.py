@@ -49,7 +49,7 @@ _CLOSED = "{board} closed the connection before the log-in ({said}): check its S
 
 def not_connected(board: str, stderr: str) -> DeviceError:
     """Why ssh could not log in to a board."""
-    said = _last_line(stderr)
+    said = last_line(stderr)
     if words := _words(stderr):
         return DeviceError(words.format(board=board, said=said))
     if re.search(r"kex_exchange_identification|banner exchange|Connection (closed|reset) by", stderr):
@@ -60,7 +60,7 @@ def not_connected(board: str, stderr: str) -> DeviceError:
 def broken(board: str, stderr: str, doing: str) -> DeviceError:
     """Why a script did not come back; where the first connection had ended, ssh tried to log in anew for it."""
     words = _words(stderr)
-    return DeviceError(words.format(board=board, said=_last_line(stderr))) if words else lost(board, doing)
+    return DeviceError(words.format(board=board, said=last_line(stderr))) if words else lost(board, doing)
 
 
 def lost(board: str, doing: str) -> DeviceError:
@@ -81,7 +81,7 @@ def silent(board: str, doing: str, seconds: float) -> DeviceError:
 
 def failed(board: str, place: str, doing: str, status: int, stderr: str) -> DeviceError:
     """A script ended with `status` on a board. place: the folder on it."""
-    said = _last_line(stderr)
+    said = last_line(stderr)
     if status == ssh_script.NO_BASE:
         return DeviceError(f"{board} has no folder {place} that one may enter: give `directory` of its device another")
     if status == ssh_script.GONE:
@@ -105,7 +105,7 @@ def failed(board: str, place: str, doing: str, status: int, stderr: str) -> Devi
 
 def not_started(board: str, place: str, machine: str, architecture: str, ran: ssh_script.Ran) -> DeviceError | None:
     """Why the measuring program did not even start; None where it did."""
-    said = _last_line(ran.said)
+    said = last_line(ran.said)
     wrong = re.search("Exec format error|cannot execute binary|Invalid ELF|[Ss]yntax error", ran.said)
     if wrong or (ran.status in (126, 127) and not runs(machine, architecture)):
         return DeviceError(
@@ -134,6 +134,7 @@ def _words(stderr: str) -> str | None:
     return next((words for pattern, words in _CONNECTING if re.search(pattern, stderr)), None)
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """What a program said last, which is where most say what is wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it said nothing"

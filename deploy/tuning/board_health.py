@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MOST_ATTEMPTS = 5
-CHANCE = 0.01  # that boards alone would have failed so often for one candidate
+CHANCE = 0.001  # that boards alone would have failed so often for one candidate
 SLOWED = 0.85  # of its highest frequency: below, a CPU that is to run at it is throttled
 
 
@@ -19,7 +19,7 @@ class Rules:
     failures: in a row, before a board is put aside, for `aside_s`, twice as long each time up to `longest_aside_s`.
     wait_s: without any board that answers, before the run ends. queue_s: without one that is not taken by others.
     session_s: that a board is kept at most. idle_s: that it is kept without work. hot_c: where a board is too warm to
-    time anything, cool_s: how long it may take to cool down.
+    time anything, cool_s: how long it may take to cool down, cooling_s: between looks whether it has.
     """
 
     failures: int = 3
@@ -31,6 +31,7 @@ class Rules:
     idle_s: float = 1.0
     hot_c: float = 80.0
     cool_s: float = 120.0
+    cooling_s: float = 2.0
 
 
 @dataclass

@@ -11,30 +11,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self
 
-from deploy.device.rpc import Source
 from deploy.device.rpc_client import Session
 from deploy.device.rpc_link import Offer, QueueError
+from deploy.device.rpc_source import Source
 from deploy.errors import DeployError, DeviceError
 from deploy.tuning.board_health import Ledger, throttled
+from deploy.tuning.board_queue import Job, Queue
 from deploy.tuning.board_work import Candidate, Proof, Result, Work
 
 REQUEST_S = 2.0  # between looks whether anything is left to do, while waiting for a free board
 SCOUT_S = 2.0  # between looks for more boards
 BREATH_S = 0.5
-COOLING_S = 2.0  # between looks whether a board has cooled down
 MOST_BOARDS = 256
-
-
-@dataclass
-class _Job(Generic[Candidate]):
-    number: int
-    candidate: Candidate
-    lost_on: list[str] = field(default_factory=list)
-    why: str = ""
 
 
 @dataclass
@@ -55,10 +47,8 @@ class Pool(Generic[Candidate, Result]):
     ) -> None:
         self._source, self._work, self._ledger, self._rules = source, work, ledger, ledger.rules
         self._proof: Proof[Candidate] = proof or Proof()
-        self._changed = threading.Condition()
-        self._waiting: list[_Job[Candidate]] = []
-        self._results: dict[int, Result] = {}
-        self._running, self._outstanding = 0, 0
+        self._queue: Queue[Candidate, Result] = Queue()
+        self._changed = self._queue.changed
         self._holds: dict[int, _Hold] = {}
         self._threads: list[threading.Thread] = []
         self._closing = False
@@ -81,34 +71,32 @@ class Pool(Generic[Candidate, Result]):
                 hold.session.interrupt()
         for thread in threads:
             thread.join(2 * REQUEST_S)  # one that still connects ends by itself
+        self._source.close()
 
     def submit(self, number: int, candidate: Candidate) -> None:
         """Have a candidate measured on some board."""
-        with self._changed:
-            if self._outstanding == 0:
-                self._lively = self._worked = time.monotonic()
-            self._outstanding += 1
-            self._waiting.append(_Job(number, candidate))
-            self._changed.notify_all()
+        if self._queue.idle():
+            self._lively = self._worked = time.monotonic()
+        self._queue.put(number, candidate)
 
     def done(self, number: int) -> bool:
         """Whether a candidate's result is there."""
         with self._changed:
-            return number in self._results
+            return number in self._queue.results
 
     def result(self, number: int) -> Result:
         """A candidate's result, once it is there. Raises DeviceError: there is no board to measure it."""
         with self._changed:
-            while number not in self._results:
+            while number not in self._queue.results:
                 self._changed.wait(BREATH_S)
                 now = time.monotonic()
-                if self._running:
+                if self._queue.flying():
                     self._lively = self._worked = now
                 elif now - self._lively > self._rules.wait_s:
                     raise self._deserted(self._rules.wait_s, "has answered")
                 elif now - self._worked > self._rules.queue_s:
                     raise self._deserted(self._rules.queue_s, "was free")
-            return self._results.pop(number)
+            return self._queue.results.pop(number)
 
     def _deserted(self, seconds: float, what: str) -> DeviceError:
         why = self._trouble or self._ledger.last() or "none is there"
@@ -143,7 +131,7 @@ class Pool(Generic[Candidate, Result]):
             if hold is not None and self._over(hold):
                 self._release(me, hold)
                 hold = None
-            if not self._waiting:
+            if not self._queue.wanting():
                 self._pause(BREATH_S, until_work=True)
             elif hold is None:
                 hold = self._take(me)
@@ -175,16 +163,16 @@ class Pool(Generic[Candidate, Result]):
             self._pause(BREATH_S)
             return None
         board = str(offer.place)
-        if aside_s := self._ledger.aside_s(board):
-            self._pause(min(aside_s, REQUEST_S))
+        aside_s = self._ledger.aside_s(board)
+        self._pause(min(aside_s, REQUEST_S))
+        if aside_s > REQUEST_S or self._closing:  # the offer lapses
             return None
         return self._greeted(me, offer, board)
 
     def _greeted(self, me: int, offer: Offer, board: str) -> _Hold | None:
-        queue_s = REQUEST_S if self._source.server else 0.0
         session = None
         try:
-            session = Session(offer, self._rules.session_s, self._source.timeout_s, queue_s)
+            session = self._source.session(offer, self._rules.session_s, REQUEST_S)
             hold = _Hold(session, board, self._work.greet(session), time.monotonic())
             with self._changed:
                 self._holds[me] = hold
@@ -205,12 +193,10 @@ class Pool(Generic[Candidate, Result]):
 
     def _measured(self, hold: _Hold) -> bool:
         """Measure a candidate; False where the board is to be given back."""
-        with self._changed:
-            job = self._next(hold.board)
-            if job is None:  # what there is was lost by this board: it is for another one
-                self._changed.wait(BREATH_S)
-                return True
-            self._running += 1
+        job = self._queue.take(hold.board, alone=len(self._holds) <= 1)
+        if job is None:  # what there is was lost by this board: it is for another one
+            self._pause(BREATH_S)
+            return True
         try:
             answer = self._work.measure(hold.session, hold.facts, job.candidate)
         except DeviceError as error:
@@ -218,54 +204,33 @@ class Pool(Generic[Candidate, Result]):
             return False
         hold.idle_since = time.monotonic()
         if slow := throttled(answer.conditions, self._rules.hot_c):
-            self._put_back(job)
+            self._queue.put_back(job, hold.board, lost=False)
             return self._cooled(hold, slow)
         self._ledger.ran(lost=False)
         self._ledger.well(hold.board)
         self._proof.candidate = job.candidate
-        self._finish(job, answer.result)
+        self._queue.finish(job, hold.board, answer.result)
         return True
 
-    def _next(self, board: str) -> _Job[Candidate] | None:
-        """The first candidate that this board did not lose, or any where no other board is at work."""
-        alone = len(self._holds) <= 1
-        for job in self._waiting:
-            if alone or board not in job.lost_on:
-                self._waiting.remove(job)
-                return job
-        return None
-
-    def _lose(self, job: _Job[Candidate], hold: _Hold, why: str) -> None:
-        if self._closing:
+    def _lose(self, job: Job[Candidate], hold: _Hold, why: str) -> None:
+        if self._closing and not job.done:  # it was interrupted
+            return
+        self._ledger.failed(hold.board, why)
+        if job.done:  # another board was faster
             return
         self._ledger.ran(lost=True)
-        self._ledger.failed(hold.board, why)
-        job.lost_on.append(hold.board)
-        job.why = why.replace(hold.session.name, "the board")
-        if self._ledger.enough(len(job.lost_on)):
-            self._finish(job, self._work.lost(job.why))
+        if self._ledger.enough(len(job.lost_on) + 1) and job.on == [hold.board]:
+            lost = self._work.lost(why.replace(hold.session.name, "the board"))
+            self._queue.finish(job, hold.board, lost)
         else:
-            self._put_back(job)
-
-    def _put_back(self, job: _Job[Candidate]) -> None:
-        with self._changed:
-            self._running -= 1
-            self._waiting.insert(0, job)
-            self._changed.notify_all()
-
-    def _finish(self, job: _Job[Candidate], result: Result) -> None:
-        with self._changed:
-            self._running -= 1
-            self._outstanding -= 1
-            self._results[job.number] = result
-            self._changed.notify_all()
+            self._queue.put_back(job, hold.board, lost=True)
 
     def _cooled(self, hold: _Hold, why: str) -> bool:
         """Wait until a board is not throttled any more; False, and it is put aside, where that takes too long."""
         deadline = time.monotonic() + self._rules.cool_s
         try:
             while why and time.monotonic() < deadline and not self._closing:
-                self._pause(COOLING_S)
+                self._pause(self._rules.cooling_s)
                 self._lively = time.monotonic()
                 facts = self._work.greet(hold.session)
                 why = throttled(facts.get("conditions", {}), self._rules.hot_c)
@@ -281,7 +246,7 @@ class Pool(Generic[Candidate, Result]):
         """Wait, unless the pool closes, or something is there to be measured."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while not self._closing and not (until_work and self._waiting):
+            while not self._closing and not (until_work and self._queue.wanting()):
                 if (left_s := deadline - time.monotonic()) <= 0:
                     return
                 self._changed.wait(left_s)

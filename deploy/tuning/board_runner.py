@@ -16,9 +16,10 @@ from typing import Any
 from tvm import tirx
 
 from deploy import shell
-from deploy.device.rpc import LINGER_S, Source, check_started, hello, pinned, source_of
+from deploy.device.rpc import LINGER_S, check_started, hello, pinned
 from deploy.device.rpc_client import Session
 from deploy.device.rpc_link import SLOWEST_LINK
+from deploy.device.rpc_source import Source, source_of
 from deploy.errors import DeviceError
 from deploy.host import core_count
 from deploy.target import Target
