@@ -66,7 +66,7 @@ EXAMPLES: dict[Kind, str] = {
     "lifetime": "1 year",
 }
 # Bounded digits and exponent: a hostile "1e999999999" must not cost time or overflow.
-_QUANTITY = re.compile(r"([+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,2})?)\s*(\S*)", re.ASCII)
+_QUANTITY = re.compile(r"([+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?)\s*(\S*)", re.ASCII)
 _LARGEST_BYTES = 2**63 - 1
 
 

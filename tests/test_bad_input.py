@@ -391,7 +391,7 @@ def start(*arguments, cwd):
 
 def records_in(folder):
     """How many whole lines of records a log folder holds."""
-    return sum(len(file.read_text().splitlines()) for file in folder.rglob("records.json"))
+    return sum(line.count('"trial":') for file in folder.rglob("log.jsonl") for line in file.read_text().splitlines())
 
 
 def wait_for(condition, process, seconds=90):
