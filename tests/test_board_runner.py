@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -87,16 +88,25 @@ def test_what_a_board_did_wrong(told):
         outcome("board b", told)
 
 
+def kill_once_tuning(server, logs):
+    """Kill a board's server when the first candidate is on record, and so others are being measured."""
+    while not any('"trial":' in file.read_text() for file in logs.rglob("log.jsonl")):
+        time.sleep(0.01)
+    server.kill_server()
+
+
 def test_a_tuning_run_goes_on_when_a_board_dies(lab, conv_onnx, tmp_path):
     tracking, servers = lab
     boards = tmp_path / "boards.yaml"
     boards.write_text(f"lab: {{device: {{kind: rpc, tracker: '{tracking.place}', key: {KEY}, timeout: 5 s}}}}\n")
-    threading.Timer(2.0, servers[0].kill_server).start()
+    killer = threading.Thread(target=kill_once_tuning, args=(servers[0], tmp_path / "logs"), daemon=True)
+    killer.start()
     arguments = ("--target", "host", "--boards", boards, "--device", "lab", "--logs", tmp_path / "logs")
     ran = run_cli("run", conv_onnx, *arguments, "--trials", "8", "--out", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
     assert report["verification"]["passed"]
+    assert not killer.is_alive()
     wait_for_boards(tracking.place, 2)
 
 
