@@ -27,7 +27,27 @@ def pytest_addoption(parser):
 
 
 # Real clocks, links that are cut and processes that are killed: what else this machine does may come between.
-DISTURBED = ["test_bad_input", "test_board_command", "test_board_pool", "test_board_runner", "test_device_rpc", "test_device_serial", "test_device_ssh", "test_firmware_serial_tuning", "test_power", "test_power_meters", "test_power_trace", "test_progress", "test_rpc_emulated", "test_serial_energy", "test_tuning_benchmark", "test_tuning_builder", "test_tuning_farm", "test_tuning_runner", "test_tuning_search"]
+DISTURBED = (
+    "test_bad_input",
+    "test_board_command",
+    "test_board_pool",
+    "test_board_runner",
+    "test_device_rpc",
+    "test_device_serial",
+    "test_device_ssh",
+    "test_firmware_serial_tuning",
+    "test_power",
+    "test_power_meters",
+    "test_power_trace",
+    "test_progress",
+    "test_rpc_emulated",
+    "test_serial_energy",
+    "test_tuning_benchmark",
+    "test_tuning_builder",
+    "test_tuning_farm",
+    "test_tuning_runner",
+    "test_tuning_search",
+)
 
 
 def pytest_collection_modifyitems(items):
