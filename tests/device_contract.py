@@ -4,6 +4,7 @@ A device's own test file subclasses `DeviceContract` and supplies both fixtures;
 board's compiler. The models are hand-written C with the interface that compiled models have.
 """
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,3 +268,17 @@ class DeviceContract:
         other = (OUTPUTS[0], TensorSpec("total", (2,), "int32"))
         with pytest.raises(DeviceError, match=r"24 \+ 4 bytes, the model's 24 \+ 8"):
             self.run(device, libraries["good"], outputs=other)
+
+
+def artifact_folders(tmp_path_factory):
+    """For each variant of the contract's model an artifact's folder as far as a board needs one."""
+    made = {}
+    for name, defines in VARIANTS.items():
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "src").mkdir()
+        lines = [f"#define {define.removeprefix('-D').replace('=', ' ')}\n" for define in defines]
+        (folder / "src" / "model.c").write_text("".join(lines) + MODEL_C)
+        shutil.copy(C_FOLDER / "tvm_deploy.h", folder)
+        (folder / "libmodel.so").write_text("it is not what runs")
+        made[name] = folder / "libmodel.so"
+    return made

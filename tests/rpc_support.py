@@ -1,28 +1,11 @@
 """What the tests of boards over RPC share, beside the boards themselves (benchmarks/rpc_farm.py)."""
 
-import shutil
 from dataclasses import replace
-
-from device_contract import C_FOLDER, MODEL_C, VARIANTS
 
 from deploy.target import from_text
 from deploy.target_parts import DeviceSpec
 
 NATIVE = "name: board\ndescription: d\ntvm: {kind: llvm, mcpu: detect}\n"
-
-
-def artifact_folders(tmp_path_factory):
-    """For each variant of the contract's model an artifact's folder as far as a board needs one."""
-    made = {}
-    for name, defines in VARIANTS.items():
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "src").mkdir()
-        lines = [f"#define {define.removeprefix('-D').replace('=', ' ')}\n" for define in defines]
-        (folder / "src" / "model.c").write_text("".join(lines) + MODEL_C)
-        shutil.copy(C_FOLDER / "tvm_deploy.h", folder)
-        (folder / "libmodel.so").write_text("it is not what runs")
-        made[name] = folder / "libmodel.so"
-    return made
 
 
 def board(**options):

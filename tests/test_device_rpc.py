@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import rpc_support
 import ssh_server
-from device_contract import OUTPUTS, PREFIX, QUICK, DeviceContract, reference, samples
+from device_contract import OUTPUTS, PREFIX, QUICK, DeviceContract, artifact_folders, reference, samples
 from rpc_farm import KEY, Link, server, tracker, wait_for_boards, wait_until
 from rpc_support import at, board
 
@@ -26,7 +25,7 @@ LONG = RunPlan(warmup_s=0, seconds=0.1, min_samples=1, max_samples=10, timeout_s
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    return rpc_support.artifact_folders(tmp_path_factory)
+    return artifact_folders(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ssh_server
-from device_contract import C_FOLDER, MODEL_C, OUTPUTS, PREFIX, QUICK, VARIANTS, DeviceContract, reference, samples
+from device_contract import (
+    OUTPUTS,
+    PREFIX,
+    QUICK,
+    DeviceContract,
+    artifact_folders,
+    reference,
+    samples,
+)
 from ssh_server import EMULATORS
 
 from deploy import pipeline, shell
@@ -66,16 +74,7 @@ def own_server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
     """For each variant an artifact's folder as far as a board over SSH needs one."""
-    made = {}
-    for name, defines in VARIANTS.items():
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "src").mkdir()
-        lines = [f"#define {define.removeprefix('-D').replace('=', ' ')}\n" for define in defines]
-        (folder / "src" / "model.c").write_text("".join(lines) + MODEL_C)
-        shutil.copy(C_FOLDER / "tvm_deploy.h", folder)
-        (folder / "libmodel.so").write_text("it is not what runs")
-        made[name] = folder / "libmodel.so"
-    return made
+    return artifact_folders(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

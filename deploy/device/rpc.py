@@ -25,7 +25,7 @@ from deploy.device.rpc_client import Session
 from deploy.device.rpc_link import SLOWEST_LINK
 from deploy.device.rpc_session import FORMAT
 from deploy.device.rpc_source import source_of
-from deploy.device.ssh_program import build_program, sources_of
+from deploy.device.ssh_program import built_once
 from deploy.device.ssh_words import runs
 from deploy.errors import DeviceError
 from deploy.model_spec import TensorSpec
@@ -82,7 +82,7 @@ class RpcDevice(InFolder):
     ) -> DeviceRun:
         """Run and time a model; see `Device.run`. `library` is in an artifact's folder, which has its parts in src."""
         with disk_errors("the measuring program"):
-            program = self._program(library.absolute(), prefix).read_bytes()
+            program = built_once(self._target, library.absolute(), prefix, self._work).read_bytes()
         data = b"".join(bench.encode(inputs))
         copying_s = (len(program) + len(data) + len(inputs) * sum(spec.nbytes for spec in outputs)) / SLOWEST_LINK
         if self._session is None or self._session.left_s < plan.timeout_s + LINGER_S + copying_s:
@@ -128,16 +128,6 @@ class RpcDevice(InFolder):
         self._disconnect()
         self._source.close()
         self._close()
-
-    def _program(self, library: Path, prefix: str) -> Path:
-        """The program for a model, built once."""
-        digest = hashlib.sha256(f"{library} {prefix}".encode())
-        for name in sources_of(library):
-            digest.update((library.parent / "src" / name).read_bytes())
-        program = self._work / f"program-{digest.hexdigest()[:16]}"
-        if not program.is_file():
-            build_program(self._target, library, prefix, program)
-        return program
 
     def _put(self, session: Session, name: str, data: bytes) -> None:
         digest = hashlib.sha256(data).hexdigest()

@@ -20,7 +20,7 @@ from deploy.device.folder import InFolder
 from deploy.device.local import device_run, disk_errors, fastest
 from deploy.device.protocol import Condition, DeviceRun, RunPlan
 from deploy.device.ssh_link import Address, Link
-from deploy.device.ssh_program import build_program, sources_of
+from deploy.device.ssh_program import built_once
 from deploy.errors import DeployError, DeviceError, InputError
 from deploy.model_spec import TensorSpec
 from deploy.power import EnergyReading
@@ -95,7 +95,7 @@ class SshDevice(InFolder):
     ) -> DeviceRun:
         """Run and time a model; see `Device.run`. `library` is in an artifact's folder, which has its parts in src."""
         with disk_errors("the measuring program"):
-            program = self._program(library.absolute(), prefix)
+            program = built_once(self._target, library.absolute(), prefix, self._work)
         if not (self._ready and self._connected.is_open()):
             self._connect()
         self._ready = False  # where something fails on the way, the next run begins anew
@@ -168,16 +168,6 @@ class SshDevice(InFolder):
             link.close()
         self._board = None
         self._close()
-
-    def _program(self, library: Path, prefix: str) -> Path:
-        """The program for a model, built once."""
-        digest = hashlib.sha256(f"{library} {prefix}".encode())
-        for name in sources_of(library):
-            digest.update((library.parent / "src" / name).read_bytes())
-        program = self._work / f"program-{digest.hexdigest()[:16]}"
-        if not program.is_file():
-            build_program(self._target, library, prefix, program)
-        return program
 
     def _put(self, program: bytes) -> None:
         if not self._new(ssh_script.PROGRAM, program):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -61,3 +62,14 @@ def build_program(target: Target, library: Path, prefix: str, program: Path) -> 
             f"the model does not link to a program for {target.name}: it has no symbol {', '.join(missing)}; it is "
             "not a compiled model, or the model has another name"
         ) from None
+
+
+def built_once(target: Target, library: Path, prefix: str, folder: Path) -> Path:
+    """The program for a model, in `folder`, built where it is not there yet. Raises as `build_program`."""
+    digest = hashlib.sha256(f"{library} {prefix}".encode())
+    for name in sources_of(library):
+        digest.update((library.parent / "src" / name).read_bytes())
+    program = folder / f"program-{digest.hexdigest()[:16]}"
+    if not program.is_file():
+        build_program(target, library, prefix, program)
+    return program
